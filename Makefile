@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all their own set-up on a machine that has Python >= 3.11 and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	@UV="$$(command -v uv || echo $(PYTHON) -m uv)"; \
+	  $$UV venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  $$UV pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+# `make demo` makes its own data; `make demo DATA=/path/to/mvtec_ad` takes a real tree in the MVTec AD layout.
+demo: install
+	$(BIN)/fmad demo $(if $(DATA),--data $(DATA))
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

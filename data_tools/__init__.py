@@ -1,0 +1,1 @@
+"""From image trees to tar shards with a manifest, and tools that look at them."""

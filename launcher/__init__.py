@@ -1,0 +1,1 @@
+"""How a job starts: entry points for `accelerate launch` and their launcher configurations."""
