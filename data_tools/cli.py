@@ -1,0 +1,57 @@
+"""`fmad data`: convert image trees to shards, and look at the result."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Convert image trees to tar shards with a manifest, and check or look at the result.")
+
+UrlArgument = Annotated[str, typer.Argument(help="Folder of a converted dataset: a path, s3://..., memory://...")]
+
+
+@app.command()
+def convert(
+    dataset: Annotated[str, typer.Option(help="Name of the dataset; the first part of every sample id.")],
+    source: Annotated[Path, typer.Option(help="Folder with the unpacked images.")],
+    out: Annotated[str, typer.Option(help="Where to write: a path or any fsspec URL such as s3://bucket/name.")],
+    layout: Annotated[str, typer.Option(help="How the source folder is organised.")] = "mvtec",
+    size: Annotated[int, typer.Option(help="Side length of the stored images and masks, in pixels.")] = 256,
+    shard_mb: Annotated[int, typer.Option(help="Target size of one shard, in MiB.")] = 256,
+    workers: Annotated[int, typer.Option(help="Processes that decode and resize; 0 means one per core.")] = 0,
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the images; by default read from SOURCE.txt or license.txt.")
+    ] = None,
+    source_note: Annotated[
+        str | None, typer.Option(help="Where the images come from; by default read from SOURCE.txt.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Convert even if up to date or if another dataset lives at --out.")
+    ] = False,
+) -> None:
+    """Convert a folder of images and masks to shards. Running it again writes nothing."""
+    from data_tools.sharder import Conversion
+    from data_tools.sharder import convert as run
+
+    options = Conversion(layout, dataset, source, out, size, shard_mb, workers, licence, source_note, overwrite)
+    report = run(options, show_progress=True)
+    manifest = report.manifest
+    what = f"{manifest.index.num_samples} images of {len(manifest.classes)} classes"
+    if not report.written:
+        typer.echo(f"up to date: {out} holds {what}, digest {manifest.digest[:16]}; nothing written")
+        return
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    typer.echo(
+        f"converted {what} to {len(manifest.shards)} shards ({num_bytes / 2**20:.1f} MiB) at {out}, "
+        f"digest {manifest.digest[:16]}"
+    )
+    typer.echo(f"licence: {manifest.licence}")
+    if report.num_pooled_masks:
+        typer.echo(f"{report.num_pooled_masks} masks were max-pooled, because nearest resizing would have lost them")
+    if report.num_leftovers:
+        typer.echo(f"removed {report.num_leftovers} temporary files of an interrupted conversion")
+
+
+@app.callback()
+def data() -> None:
+    """Keeps the subcommand names even while there is only one."""

@@ -1,0 +1,64 @@
+"""The files of one sample inside a shard, and where they lie in it."""
+
+import hashlib
+import json
+import tarfile
+from typing import BinaryIO
+
+from data_tools.readers.source import SourceImage
+from data_tools.rendition import Rendered
+from fmad_dist.stream.manifest import Span
+
+
+def mask_extensions(num_masks: int) -> list[str]:
+    """`mask.png` for a single mask; `mask.0.png`, `mask.1.png`, ... for several."""
+    return ["mask.png"] if num_masks == 1 else [f"mask.{number}.png" for number in range(num_masks)]
+
+
+def sample_members(dataset: str, record: SourceImage, rendered: Rendered) -> dict[str, bytes]:
+    """The files of one sample by their extension: `png`, the masks, and `json` with what the sample is."""
+    facts = {
+        "sample_id": record.sample_id,
+        "dataset": dataset,
+        "class_name": record.class_name,
+        "split": record.split,
+        "label": record.label,
+        "defect_type": record.defect_type,
+        "source": record.source,
+    }
+    masks = zip(mask_extensions(len(rendered.masks)), rendered.masks, strict=True)
+    return {"png": rendered.image, **dict(masks), "json": json.dumps(facts, sort_keys=True).encode()}
+
+
+def index_row(record: SourceImage, rendered: Rendered) -> dict[str, object]:
+    """The index row of a sample, still without the place of its bytes."""
+    return {
+        "sample_id": record.sample_id,
+        "class_name": record.class_name,
+        "split": record.split,
+        "label": record.label,
+        "defect_type": record.defect_type,
+        "key": record.key,
+        "width": rendered.size,
+        "height": rendered.size,
+        "source": record.source,
+        "source_sha256": rendered.source_sha256,
+        "source_width": rendered.source_width,
+        "source_height": rendered.source_height,
+    }
+
+
+def member_spans(stream: BinaryIO) -> dict[str, Span]:
+    """Byte range and digest of every member of an uncompressed tar, by name.
+
+    Raises:
+        tarfile.TarError: the stream is no tar or ends inside a member.
+    """
+    spans = {}
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            extracted = tar.extractfile(member)
+            assert extracted is not None
+            data = extracted.read()
+            spans[member.name] = Span(member.offset_data, member.size, hashlib.sha256(data).hexdigest())
+    return spans

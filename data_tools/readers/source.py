@@ -1,0 +1,110 @@
+"""What every reader returns: the images of a benchmark as they lie on disk, checked but not decoded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fmad_dist.errors import UserError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+_NOTE_SUFFIXES = frozenset(
+    {"", ".txt", ".md", ".json", ".csv", ".yaml", ".yml", ".xml", ".pdf", ".html", ".ini", ".db"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One image of a source tree with its masks (none for a normal image)."""
+
+    sample_id: str  # <dataset>/<class>/<split>/<defect folder>/<stem>
+    class_name: str
+    split: str  # train | val | test
+    label: int  # 0 normal, 1 anomalous
+    defect_type: str  # "good" for normal images
+    source: str  # posix path of the image below the source folder
+    image: Path
+    masks: tuple[Path, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """WebDataset key: readers of tars cut a name at its first dot, so the key must not hold one."""
+        return self.sample_id.replace(".", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTree:
+    """A whole source folder: its images sorted by sample id, and where they come from."""
+
+    dataset: str
+    layout: str
+    root: Path
+    images: tuple[SourceImage, ...]
+    licence: str
+    note: str
+
+
+def check_dataset_name(name: str) -> None:
+    """Raises:
+    UserError: the name could not be one part of a sample id.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"--dataset {name!r}: use letters, digits, '_' and '-' only, for example mvtec_ad.")
+
+
+def check_source_folder(root: Path) -> None:
+    """Raises:
+    UserError: there is no folder at `root`.
+    """
+    if not root.exists():
+        raise UserError(f"{root}: the source folder does not exist; check the path given as --source.")
+    if not root.is_dir():
+        raise UserError(f"{root}: a file, not a folder; give the unpacked dataset's folder as --source.")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders directly in `folder`, sorted; none if it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files directly in `folder`, sorted; notes and hidden files are left out.
+
+    Raises:
+        UserError: the folder holds something that is neither an image we read nor a note.
+    """
+    if not folder.is_dir():
+        return []
+    images = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            raise UserError(f"{path}: a folder where only image files are expected; move it out of the tree.")
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        elif path.suffix.lower() not in _NOTE_SUFFIXES:
+            known = " ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{path}: not one of the image types {known}; convert it to PNG or move it out.")
+    return images
+
+
+def loose_images_in(folder: Path) -> list[Path]:
+    """Image files lying directly in a folder that should only hold folders, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def check_unique(images: list[SourceImage]) -> None:
+    """Raises:
+    UserError: two files would become the same sample (or the same key inside a shard).
+    """
+    seen: dict[str, SourceImage] = {}
+    for image in images:
+        other = seen.setdefault(image.key, image)
+        if other is not image:
+            raise UserError(
+                f"{image.image}: has the same sample id as {other.source} ({other.sample_id}); rename or remove one."
+            )
