@@ -52,6 +52,49 @@ def convert(
         typer.echo(f"removed {report.num_leftovers} temporary files of an interrupted conversion")
 
 
-@app.callback()
-def data() -> None:
-    """Keeps the subcommand names even while there is only one."""
+@app.command()
+def info(url: UrlArgument) -> None:
+    """Show classes, splits, defects, licence, size and digest of a converted dataset."""
+    from rich.console import Console
+
+    from data_tools.overview import manifest_overview
+    from fmad_dist.stream.manifest import load_manifest
+
+    Console().print(manifest_overview(url, load_manifest(url)))
+
+
+@app.command()
+def lint(url: UrlArgument) -> None:
+    """Read every byte of a converted dataset and list all that is wrong. Exit code 1 if there are errors."""
+    from rich.console import Console
+
+    from data_tools.lint import lint as run
+    from data_tools.overview import findings_table
+
+    report = run(url)
+    if report.findings:
+        Console().print(findings_table(report))
+    verdict = "DAMAGED" if report.num_errors else "clean"
+    typer.echo(
+        f"{verdict}: {report.num_samples} samples in {report.num_shards} shards, "
+        f"{report.num_errors} errors, {report.num_warnings} warnings"
+    )
+    if report.num_errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    url: UrlArgument,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    class_name: Annotated[str | None, typer.Option("--class", help="Only this class.")] = None,
+    num: Annotated[int, typer.Option(help="Images per row.")] = 6,
+) -> None:
+    """Draw a contact sheet: per class a row of normal and a row of anomalous images, masks outlined."""
+    from data_tools.preview import contact_sheet
+    from data_tools.rendition import png_bytes
+    from fmad_dist.storage import Store
+
+    sheet = contact_sheet(url, class_name, num)
+    Store(out.parent).write(out.name, png_bytes(sheet))
+    typer.echo(f"wrote {out} ({sheet.width}x{sheet.height})")

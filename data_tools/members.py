@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tarfile
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from data_tools.readers.source import SourceImage
@@ -48,17 +49,22 @@ def index_row(record: SourceImage, rendered: Rendered) -> dict[str, object]:
     }
 
 
-def member_spans(stream: BinaryIO) -> dict[str, Span]:
-    """Byte range and digest of every member of an uncompressed tar, by name.
+def read_members(stream: BinaryIO) -> Iterator[tuple[str, int, bytes]]:
+    """Name, offset of the content and content of every member of an uncompressed tar, in order.
 
     Raises:
         tarfile.TarError: the stream is no tar or ends inside a member.
     """
-    spans = {}
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             extracted = tar.extractfile(member)
-            assert extracted is not None
-            data = extracted.read()
-            spans[member.name] = Span(member.offset_data, member.size, hashlib.sha256(data).hexdigest())
-    return spans
+            if extracted is None:
+                raise tarfile.TarError(f"member {member.name} is not a regular file")
+            yield member.name, member.offset_data, extracted.read()
+
+
+def member_spans(stream: BinaryIO) -> dict[str, Span]:
+    """Byte range and digest of every member of an uncompressed tar, by name."""
+    return {
+        name: Span(offset, len(data), hashlib.sha256(data).hexdigest()) for name, offset, data in read_members(stream)
+    }

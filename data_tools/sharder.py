@@ -7,15 +7,15 @@ no dataset or the old one, whole.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.counts import count_classes
 from data_tools.fingerprint import FileDigests, digest_files, source_digest
 from data_tools.readers import read_source
-from data_tools.readers.source import SourceImage, SourceTree
+from data_tools.readers.source import SourceTree
 from data_tools.rendition import IMAGE_RESAMPLE, MASK_RESAMPLE
 from data_tools.shards import ShardWriter
 from data_tools.staging import check_writable, remove_leftovers
@@ -24,7 +24,6 @@ from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import (
     MANIFEST_NAME,
-    ClassCounts,
     IndexInfo,
     Manifest,
     Rendition,
@@ -170,22 +169,6 @@ def _write_manifest(
     store.write(info.name, index)
     store.write(MANIFEST_NAME, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
-
-
-def count_classes(images: tuple[SourceImage, ...]) -> dict[str, ClassCounts]:
-    """Images per class and split, and anomalous test images per defect type, classes sorted by name."""
-    counts = {}
-    for name in sorted({image.class_name for image in images}):
-        own = [image for image in images if image.class_name == name]
-        defects = Counter(image.defect_type for image in own if image.label)
-        counts[name] = ClassCounts(
-            train=sum(image.split == "train" for image in own),
-            val=sum(image.split == "val" for image in own),
-            test_normal=sum(image.split == "test" and not image.label for image in own),
-            test_anomalous=sum(image.split == "test" and bool(image.label) for image in own),
-            defects=dict(sorted(defects.items())),
-        )
-    return counts
 
 
 def _check_owner(store: Store, options: Conversion) -> None:

@@ -1,5 +1,7 @@
 """Tar shards: written by webdataset, rolled at a size, named by their content, and read back for byte ranges."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,8 @@ class ShardWriter:
             self._finish_shard()
         if self._tar is None:
             self._start_shard()
-        try:
+        with self._explained():
             self._tar.write({"__key__": record.key, **members})
-        except OSError as error:
-            raise UserError(f"{self._staged}: cannot be written ({first_line(error)}); free some space.") from None
         self._num_bytes += num_bytes
         self._pending.append((index_row(record, rendered), len(rendered.masks)))
 
@@ -81,8 +81,9 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         if self._tar is None or self._staged is None:
             return
-        self._tar.close()
-        self._stream.close()
+        with self._explained():
+            self._tar.close()
+            self._stream.close()
         sha256 = sha256_of_file(self._staged)
         number = sum(shard.split == self.split for shard in self.shards)
         shard = ShardInfo(
@@ -109,6 +110,13 @@ class ShardWriter:
             row.update(mask_offset=[mask.offset for mask in masks], mask_size=[mask.size for mask in masks])
             row.update(mask_sha256=[mask.sha256 for mask in masks])
             self.rows.append(row)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._staged}: cannot be written ({first_line(error)}); free some space.") from None
 
     def _discard(self) -> None:
         """Forget the current shard's staging file, finished or not."""

@@ -1,0 +1,126 @@
+"""Reads a converted dataset completely and collects everything that is wrong with it."""
+
+import hashlib
+import io
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from data_tools.counts import count_classes
+from data_tools.lint_samples import Member, ShardMembers, check_sample
+from data_tools.members import read_members
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.storage import Store
+from fmad_dist.stream.manifest import MANIFEST_NAME, Dataset, Manifest, Sample, ShardInfo, load_dataset
+
+ERROR = "error"
+WARNING = "warning"
+_AGAIN = "convert again with --overwrite"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong; an error makes the dataset unusable, a warning does not."""
+
+    level: str  # "error" | "warning"
+    where: str  # a file, or a file and a sample id
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """All findings of one pass over a dataset, in the order in which they were met."""
+
+    findings: tuple[Finding, ...]
+    num_samples: int
+    num_shards: int
+
+    @property
+    def num_errors(self) -> int:
+        return sum(finding.level == ERROR for finding in self.findings)
+
+    @property
+    def num_warnings(self) -> int:
+        return len(self.findings) - self.num_errors
+
+
+def lint(url: str) -> LintReport:
+    """Check every byte of the dataset at `url`.
+
+    Raises:
+        UserError: there is no manifest, so there is nothing to check.
+    """
+    store = Store(url)
+    if not store.exists(MANIFEST_NAME):
+        raise UserError(f"{store.url_of(MANIFEST_NAME)}: not found; convert a dataset to this URL first.")
+    try:
+        dataset = load_dataset(url)
+    except UserError as error:
+        return LintReport((Finding(ERROR, MANIFEST_NAME, str(error)),), 0, 0)
+    samples = [dataset.sample(row) for row in range(len(dataset))]
+    findings = [*_check_index(dataset, samples), *_check_shards(store, dataset.manifest, samples)]
+    findings += [*_find_duplicates(samples), *_find_orphans(store, dataset.manifest)]
+    return LintReport(tuple(findings), len(samples), len(dataset.manifest.shards))
+
+
+def _check_index(dataset: Dataset, samples: list[Sample]) -> Iterator[Finding]:
+    manifest, where = dataset.manifest, dataset.manifest.index.name
+    if len(samples) != manifest.index.num_samples:
+        yield Finding(ERROR, where, f"{len(samples)} rows, the manifest states {manifest.index.num_samples}")
+    ids = [sample.sample_id for sample in samples]
+    if any(first >= second for first, second in pairwise(ids)):
+        yield Finding(ERROR, where, f"sample ids are not unique and ascending; {_AGAIN}")
+    counted = count_classes(samples)
+    for name in sorted(counted.keys() | manifest.classes.keys()):
+        if counted.get(name) != manifest.classes.get(name):
+            yield Finding(ERROR, where, f"class {name}: the rows do not add up to the manifest's counts; {_AGAIN}")
+
+
+def _check_shards(store: Store, manifest: Manifest, samples: list[Sample]) -> Iterator[Finding]:
+    by_shard: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_shard[sample.shard].append(sample)
+    for shard in manifest.shards:
+        own = by_shard[shard.name]
+        if len(own) != shard.num_samples:
+            yield Finding(ERROR, shard.name, f"{len(own)} index rows, the manifest states {shard.num_samples}")
+        try:
+            data = store.read(shard.name)
+        except UserError as error:
+            yield Finding(ERROR, shard.name, str(error))
+            continue
+        yield from _check_shard(shard, data, own)
+
+
+def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample]) -> Iterator[Finding]:
+    if len(data) != shard.num_bytes:
+        yield Finding(ERROR, shard.name, f"{len(data)} bytes, the manifest states {shard.num_bytes}; {_AGAIN}")
+    elif hashlib.sha256(data).hexdigest() != shard.sha256:
+        yield Finding(ERROR, shard.name, f"its bytes changed after they were written (SHA-256 differs); {_AGAIN}")
+    try:
+        members = ShardMembers(Member(*found) for found in read_members(io.BytesIO(data)))
+    except tarfile.TarError as error:
+        yield Finding(ERROR, shard.name, f"not a complete tar ({first_line(error)}); {_AGAIN}")
+        return
+    for sample in samples:
+        for problem in check_sample(sample, members):
+            yield Finding(ERROR, f"{shard.name} {sample.sample_id}", problem)
+    for name in members.unclaimed():
+        yield Finding(ERROR, shard.name, f"member {name} is in no index row; {_AGAIN}")
+
+
+def _find_duplicates(samples: list[Sample]) -> Iterator[Finding]:
+    """Identical stored images on both sides of the train/test split, which makes test scores too good."""
+    trained = {sample.image.sha256: sample.sample_id for sample in samples if sample.split == "train"}
+    for sample in samples:
+        if sample.split != "train" and sample.image.sha256 in trained:
+            yield Finding(WARNING, sample.sample_id, f"exactly the training image {trained[sample.image.sha256]}")
+
+
+def _find_orphans(store: Store, manifest: Manifest) -> Iterator[Finding]:
+    known = {MANIFEST_NAME, manifest.index.name, *(shard.name for shard in manifest.shards)}
+    for name in store.list():
+        if name not in known:
+            yield Finding(WARNING, name, "not named by the manifest; remove it if no older manifest is in use")

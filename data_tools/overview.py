@@ -1,0 +1,61 @@
+"""Tables for the terminal: what a dataset holds, and what is wrong with it."""
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from data_tools.lint import ERROR, LintReport
+from fmad_dist.stream.manifest import ClassCounts, Manifest
+
+
+def manifest_overview(url: str, manifest: Manifest) -> RenderableType:
+    """Classes with their counts, and below them the facts about the whole dataset."""
+    counts = Table(title=escape(f"{manifest.dataset} at {url}"), title_justify="left")
+    for name in ("class", "train", "val", "test good", "test defect", "defects"):
+        counts.add_column(name, justify="left" if name in ("class", "defects") else "right", overflow="fold")
+    for name, count in manifest.classes.items():
+        defects = ", ".join(f"{defect} {number}" for defect, number in count.defects.items())
+        counts.add_row(escape(name), *_numbers(count), escape(defects))
+    total = [sum(column) for column in zip(*map(_values, manifest.classes.values()), strict=True)]
+    counts.add_section()
+    counts.add_row("all", *map(str, total), "")
+    return Group(counts, _facts(manifest))
+
+
+def _values(count: ClassCounts) -> tuple[int, int, int, int]:
+    return count.train, count.val, count.test_normal, count.test_anomalous
+
+
+def _numbers(count: ClassCounts) -> list[str]:
+    return [str(value) for value in _values(count)]
+
+
+def _facts(manifest: Manifest) -> Table:
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards) + manifest.index.num_bytes
+    facts = Table(show_header=False, box=None)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, value in (
+        ("layout", manifest.layout),
+        ("stored as", f"{manifest.rendition.size}x{manifest.rendition.size} RGB PNG"),
+        ("images", manifest.rendition.image_resample),
+        ("masks", manifest.rendition.mask_resample),
+        ("shards", f"{len(manifest.shards)}, {num_bytes:,} bytes with the index"),
+        ("licence", manifest.licence),
+        ("source", manifest.source),
+        ("digest", manifest.digest),
+    ):
+        facts.add_row(name, escape(value))
+    return facts
+
+
+def findings_table(report: LintReport) -> Table:
+    """One row per finding."""
+    table = Table(show_edge=False)
+    table.add_column("level")
+    table.add_column("where", overflow="fold")
+    table.add_column("finding", overflow="fold")
+    for finding in report.findings:
+        colour = "red" if finding.level == ERROR else "yellow"
+        table.add_row(f"[{colour}]{finding.level}[/]", escape(finding.where), escape(finding.message))
+    return table
