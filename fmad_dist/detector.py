@@ -1,0 +1,173 @@
+"""The detector: pre-processing, features, whitening, flow, scorer, calibration in one module.
+
+Evaluation, prediction and the registry use this module and nothing beside it, so they cannot disagree. On disk it is a
+folder with `detector.json` and `weights.safetensors`; loading needs no network, no run and no backbone package.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from fmad_dist.config import FeatureConfig, ScorerConfig
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.features.backbones import Backbone
+from fmad_dist.features.prepare import feature_spec
+from fmad_dist.features.whitening import Whitening
+from fmad_dist.flow.noise import content_keys
+from fmad_dist.networks.dit import DiT, DiTSpec
+from fmad_dist.scoring.build import build_scorer
+from fmad_dist.scoring.calibration import Calibration, nearest_class
+from fmad_dist.scoring.maps import blur, top_mean, upsample
+
+FORMAT = "fmad-detector/1"
+SPEC_NAME = "detector.json"
+WEIGHTS_NAME = "weights.safetensors"
+
+
+class DetectorSpec(BaseModel):
+    """Everything about a detector but its tensors: the content of `detector.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = FORMAT
+    features: FeatureConfig
+    backbone_digest: str
+    network: DiTSpec
+    scorer: ScorerConfig
+    protocol: Protocol
+    seed: int
+    class_names: tuple[str, ...]
+    manifest_digests: dict[str, str]  # dataset name -> digest of the manifest it was trained on
+    licences: dict[str, str]  # dataset name -> licence of the training data
+    train_step: int
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What the detector says about a batch of images."""
+
+    scores: Tensor  # float32 [B], higher is more anomalous
+    maps: Tensor  # float32 [B, S, S], S = protocol.map_size
+    classes: Tensor  # int64 [B], inferred class, position in spec.class_names
+    thresholds: Tensor  # float32 [B], of the inferred class; inf while uncalibrated
+
+    @property
+    def anomalous(self) -> Tensor:
+        """Decisions, bool [B]."""
+        return self.scores > self.thresholds
+
+
+class Detector(nn.Module):
+    """`detector(images)` for uint8 RGB [B, 3, S, S], S = spec.features.image_size; no label is needed."""
+
+    def __init__(self, spec: DetectorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = Backbone(feature_spec(spec.features))
+        self.whitening = Whitening(self.backbone.num_channels)
+        self.network = DiT(spec.network)
+        self.scorer = build_scorer(spec.scorer, spec.seed)
+        self.register_buffer("class_means", torch.zeros(len(spec.class_names), self.backbone.num_channels))
+        thresholds = spec.calibration.thresholds if spec.calibration else (float("inf"),) * len(spec.class_names)
+        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
+        self.requires_grad_(False).eval()
+
+    @property
+    def image_size(self) -> int:
+        return self.spec.features.image_size
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Detections:
+        device = self.class_means.device
+        x = self.whitening(self.backbone(images.to(device)))
+        return self.score(x, content_keys(images))
+
+    @torch.inference_mode()
+    def score(self, x: Tensor, keys: list[int]) -> Detections:
+        """From whitened features [B, C, G, G] and one key per image."""
+        protocol = self.spec.protocol
+        maps = upsample(self.scorer(self.network, x, keys), protocol.map_size)
+        maps = blur(maps, protocol.blur_sigma)
+        classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
+        return Detections(top_mean(maps, protocol.top_percent), maps, classes, self.thresholds[classes])
+
+    def calibrated(self, calibration: Calibration) -> "Detector":
+        """The same detector with thresholds."""
+        self.spec = self.spec.model_copy(update={"calibration": calibration})
+        self.thresholds = torch.tensor(calibration.thresholds, device=self.thresholds.device)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write `detector.json` and `weights.safetensors`; the JSON comes last and is replaced atomically."""
+        from safetensors.torch import save
+
+        from fmad_dist.storage import Store
+
+        store = Store(folder)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        store.write(WEIGHTS_NAME, save(tensors))
+        store.write(SPEC_NAME, json.dumps(self.spec.model_dump(mode="json"), indent=1).encode())
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Detector":
+        """From a detector folder, a run directory, or a registry URI such as `models:/fmad@candidate`.
+
+        Raises:
+            UserError: nothing is there, or the files do not fit together.
+        """
+        folder = locate_detector(str(source))
+        try:
+            spec = DetectorSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise UserError(f"{folder / SPEC_NAME}: not a readable detector ({first_line(error)}).") from None
+        detector = cls(spec)
+        detector.load_state_dict(_read_weights(folder / WEIGHTS_NAME, detector.state_dict()))
+        return detector
+
+
+def locate_detector(source: str) -> Path:
+    """The local folder that holds `detector.json`, downloading a registry model when `source` is a models:/ URI."""
+    if source.startswith(("models:", "runs:")):
+        from fmad_dist.tracking.registry import download_model
+
+        root = download_model(source)
+        found = sorted(root.rglob(SPEC_NAME))
+        if not found:
+            raise UserError(f"{source}: this registered model was not made by fmad (no {SPEC_NAME} in it).")
+        return found[0].parent
+    for folder in (Path(source), Path(source) / "detector"):
+        if (folder / SPEC_NAME).is_file():
+            return folder
+    raise UserError(
+        f"{source}: no detector here (no {SPEC_NAME}); give a run directory of a finished training, a detector folder "
+        "or a URI like models:/fmad@candidate."
+    )
+
+
+def _read_weights(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not readable weights ({first_line(error)}); export the detector again.") from None
+    bad = _misfits(tensors, wanted)
+    if bad:
+        raise UserError(
+            f"{path}: its tensors do not fit {SPEC_NAME} (first: {bad[0]}); the folder mixes two detectors."
+        )
+    return tensors
+
+
+def _misfits(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    names: Iterable[str] = sorted(tensors.keys() | wanted.keys())
+    return [n for n in names if n not in tensors or n not in wanted or tensors[n].shape != wanted[n].shape]

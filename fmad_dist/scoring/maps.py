@@ -1,0 +1,29 @@
+"""From scores on the token grid to maps in pixels and one score per image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def upsample(scores: Tensor, size: int) -> Tensor:
+    """Bilinear: [B, h, w] -> [B, size, size]."""
+    return F.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def blur(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of maps [B, S, S] with `sigma` in pixels, cut at 4 sigma, edges reflected; 0 does nothing."""
+    if sigma <= 0:
+        return maps
+    radius = min(int(4 * sigma + 0.5), maps.shape[-1] - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps[:, None], (radius,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def top_mean(maps: Tensor, percent: float) -> Tensor:
+    """Image score: the mean of the highest `percent` % of the pixels (at least one): [B, S, S] -> [B]."""
+    flat = maps.flatten(1)
+    count = max(1, round(flat.shape[1] * percent / 100.0))
+    return flat.topk(count, dim=1, sorted=False).values.sort(dim=1).values.mean(dim=1)

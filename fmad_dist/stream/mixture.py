@@ -1,0 +1,97 @@
+"""Several converted datasets as one pool of images with one list of classes."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from fmad_dist.errors import UserError
+from fmad_dist.stream.manifest import Dataset, load_dataset
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets sorted by name. A global index counts through all rows of all datasets in that order."""
+
+    datasets: tuple[Dataset, ...]
+    starts: np.ndarray  # int64 [D + 1], global index of each dataset's first row
+
+    @classmethod
+    def load(cls, urls: Sequence[str]) -> "Mixture":
+        """Read all manifests. The order of `urls` does not matter.
+
+        Raises:
+            UserError: no URL is given, or two of them hold a dataset of the same name.
+        """
+        if not urls:
+            raise UserError("data.manifests: empty; name at least one converted dataset (see `fmad data convert`).")
+        datasets = sorted((load_dataset(url) for url in urls), key=lambda dataset: dataset.name)
+        for one, other in itertools.pairwise(datasets):
+            if one.name == other.name:
+                raise UserError(f"data.manifests: {one.url} and {other.url} both hold the dataset {one.name!r}.")
+        return cls(tuple(datasets), np.cumsum([0, *(len(dataset) for dataset in datasets)]))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the manifests' digests: names the content of the whole mixture."""
+        return hashlib.sha256("".join(dataset.manifest.digest for dataset in self.datasets).encode()).hexdigest()
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """All `<dataset>/<class>` names that have training images, sorted."""
+        return sorted({str(name) for dataset in self.datasets for name in dataset.class_names[dataset.rows("train")]})
+
+    def rows(self, split: str) -> np.ndarray:
+        """Global indices int64 [n] of a split, ascending."""
+        parts = [self.starts[i] + dataset.rows(split) for i, dataset in enumerate(self.datasets)]
+        return np.concatenate(parts)
+
+    def locate(self, index: int) -> tuple[Dataset, int]:
+        """The dataset and the row inside it of a global index."""
+        which = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.datasets[which], int(index - self.starts[which])
+
+    def sample_id(self, index: int) -> str:
+        dataset, row = self.locate(index)
+        return dataset.sample_ids[row]
+
+    @cached_property
+    def class_numbers(self) -> np.ndarray:
+        """Position in `class_names` of every global index, int64 [N]; -1 for a class without training images."""
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        names = np.concatenate([dataset.class_names for dataset in self.datasets])
+        return np.array([numbers.get(str(name), -1) for name in names], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """The training normals of a mixture, divided into those that train and those that calibrate."""
+
+    train: np.ndarray  # global indices int64 [n], ascending
+    held_out: np.ndarray  # global indices int64 [m], ascending
+
+
+def split_normals(mixture: Mixture, holdout: float) -> TrainSplit:
+    """Hold out round(holdout * n) normals per class (at least 1): those with the smallest SHA-256 of their sample id.
+
+    The choice depends on the ids alone, so it is the same for every seed, world size and order of manifests.
+
+    Raises:
+        UserError: a class has fewer than two training images.
+    """
+    rows = mixture.rows("train")
+    classes = mixture.class_numbers[rows]
+    held_out: list[np.ndarray] = []
+    for number, name in enumerate(mixture.class_names):
+        members = rows[classes == number]
+        if len(members) < 2:
+            raise UserError(f"class {name}: {len(members)} training image; at least 2 are needed (1 is held out).")
+        ranks = [hashlib.sha256(mixture.sample_id(int(i)).encode()).digest() for i in members]
+        order = sorted(range(len(members)), key=ranks.__getitem__)
+        count = min(max(1, round(holdout * len(members))), len(members) - 1)
+        held_out.append(members[np.sort(order[:count])])
+    chosen = np.sort(np.concatenate(held_out))
+    return TrainSplit(train=np.setdiff1d(rows, chosen, assume_unique=True), held_out=chosen)

@@ -1,0 +1,113 @@
+"""A training run's copy in MLflow. Only the main process talks to the server."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fmad_dist.config import RunConfig, flat_config
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.tracking.record import RunRecord
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """The configured server, else MLFLOW_TRACKING_URI, else a sqlite file beside the runs."""
+    import os
+
+    path = (Path(config.output) / "mlflow.db").resolve()
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+
+
+class TrackedRun:
+    """One MLflow run per training run, continued on resume. A failing server is reported and never stops training."""
+
+    def __init__(self, config: RunConfig, record: RunRecord) -> None:
+        self.config = config
+        self.record = record
+        self.enabled = config.tracking.mlflow and record.is_main
+        self.run_id: str | None = None
+        self.lost_batches = 0
+        self._client: Any = None
+
+    def start(self, run_id: str | None) -> None:
+        """Open the run `run_id`, or a new one.
+
+        Raises:
+            UserError: the server cannot be used; said before training starts, not hours later.
+        """
+        if not self.enabled:
+            return
+        from mlflow.exceptions import MlflowException
+
+        uri = tracking_uri(self.config)
+        try:
+            self._client = connect(uri)
+            self.run_id = run_id or self._create()
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise UserError(
+                f"tracking.uri: the MLflow server {uri} cannot be used ({first_line(error)}); start it, correct the URI "
+                "or set tracking.mlflow=false."
+            ) from None
+        self.record.write("tracking.json", json.dumps({"uri": uri, "run_id": self.run_id}))
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        import time
+
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        now = int(time.time() * 1000)
+        try:
+            self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
+        except MlflowException as error:
+            self.lost_batches += 1
+            if self.lost_batches == 1:
+                print(
+                    f"warning: MLflow does not take metrics ({first_line(error)}); the local record goes on.",
+                    file=sys.stderr,
+                )
+
+    def finish(self, detector: Path) -> None:
+        """Register the detector and close the run; problems are said with the command that repairs them."""
+        if not self.enabled:
+            return
+        from fmad_dist.tracking.registry import register_detector
+
+        try:
+            version = register_detector(detector, self.config, str(self.run_id))
+            self._client.set_terminated(self.run_id)
+            print(f"registered models:/{self.config.tracking.model_name}/{version} (alias candidate)", flush=True)
+        except UserError as error:
+            print(f"warning: {error} Later: fmad registry register --run {detector.parent}", file=sys.stderr)
+        if self.lost_batches:
+            print(
+                f"warning: {self.lost_batches} metric records did not reach MLflow; metrics.jsonl has all.",
+                file=sys.stderr,
+            )
+
+    def _create(self) -> str:
+        name = self.config.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        run = self._client.create_run(experiment, run_name=self.config.name)
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:500]) for key, value in flat_config(self.config).items()]
+        self._client.log_batch(run.info.run_id, params=params)
+        return str(run.info.run_id)
+
+
+def connect(uri: str) -> Any:
+    """An MlflowClient on `uri`, quiet about database migrations."""
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient(uri, uri)

@@ -1,0 +1,128 @@
+"""The network under accelerate + DeepSpeed ZeRO, on CUDA or on CPU over gloo.
+
+The data loader and the learning rate are ours and are never given to `accelerator.prepare`: it would shard the
+already sharded stream again, and step a scheduler once per process.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from fmad_dist.config import TrainConfig
+from fmad_dist.errors import UserError
+from fmad_dist.stream.plan import BatchLayout
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A DeepSpeed engine with what the rest of training needs to know about it."""
+
+    accelerator: Any  # accelerate.Accelerator
+    deepspeed: Any  # deepspeed.DeepSpeedEngine; call it to run the network
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def network(self) -> nn.Module:
+        return self.deepspeed.module
+
+    @property
+    def optimizer(self) -> Any:
+        return self.deepspeed.optimizer
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all ranks in rank order, on every rank."""
+        return gather_objects(item)
+
+
+def start_accelerator(config: TrainConfig, layout: BatchLayout) -> Any:
+    """Join the process group and select DeepSpeed.
+
+    Raises:
+        UserError: bf16 is asked for on a GPU that lacks it, or accelerate did not take the DeepSpeed path.
+    """
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    elif config.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise UserError("train.precision: this GPU has no bf16; use fp32.")
+    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+
+    quiet_libraries()
+    # The launcher notes its own defaults for fields that our complete DeepSpeed configuration sets, and would refuse both.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout))
+    backend = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)
+    accelerator = Accelerator(
+        deepspeed_plugin=plugin,
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        kwargs_handlers=[backend],
+    )
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.num_processes != layout.world_size:
+        raise UserError(
+            f"accelerate chose {accelerator.distributed_type} with {accelerator.num_processes} of {layout.world_size} "
+            "processes instead of DeepSpeed; start with `fmad train` or with a file of launcher/accelerate/, and unset "
+            "ACCELERATE_USE_CPU."
+        )
+    return accelerator
+
+
+def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> Engine:
+    """Hand the network and AdamW to DeepSpeed."""
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    prepared, _ = accelerator.prepare(network, optimizer)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return Engine(accelerator, prepared, dtype)
+
+
+def deepspeed_config(config: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
+    """DeepSpeed's JSON for this run; every value that accelerate would guess is given."""
+    return {
+        "train_batch_size": layout.global_batch,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_clipping": config.clip,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 10_000},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """The picklable items of all ranks in rank order, on every rank; every rank calls."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [item]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, item)
+    return gathered
+
+
+def quiet_libraries() -> None:
+    """Keep DeepSpeed's and accelerate's start-up chatter out of the log; their warnings and errors stay."""
+    import logging
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*(barrier|device_id|lr_scheduler).*")

@@ -1,0 +1,68 @@
+"""After the last step: consolidate the averaged weights into a calibrated detector and register it."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fmad_dist.config import RunConfig
+from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.networks.dit import DiTSpec
+from fmad_dist.scoring.calibration import Calibration, fit_thresholds
+from fmad_dist.training.engine import gather_objects
+from fmad_dist.training.weights import averaged_weights
+
+if TYPE_CHECKING:
+    from fmad_dist.training.loop import TrainJob
+
+SCORE_BATCH = 16
+
+
+def finish_run(config: RunConfig, job: "TrainJob") -> None:
+    """Every rank calls: all of them gather the weights and score a share of the held-out normals."""
+    detector = build_detector(config, job).to(job.engine.device)
+    detector.calibrated(calibrate(detector, config, job))
+    if job.world.is_main:
+        detector.save(config.run_dir / "detector")
+        job.tracked.finish(config.run_dir / "detector")
+    gather_objects(None)
+
+
+def build_detector(config: RunConfig, job: "TrainJob") -> Detector:
+    network: DiTSpec = job.engine.network.spec  # type: ignore[assignment]
+    manifests = {dataset.name: dataset.manifest for dataset in job.mixture.datasets}
+    spec = DetectorSpec(
+        features=config.features.model_copy(update={"cache": None}),
+        backbone_digest=job.features.weights_digest,
+        network=network,
+        scorer=config.scorer,
+        protocol=config.protocol,
+        seed=config.train.seed,
+        class_names=tuple(job.mixture.class_names),
+        manifest_digests={name: manifest.digest for name, manifest in manifests.items()},
+        licences={name: manifest.licence for name, manifest in manifests.items()},
+        train_step=config.train.steps,
+    )
+    detector = Detector(spec)
+    detector.backbone.load_state_dict(job.features.backbone.state_dict())
+    detector.whitening.load_state_dict(job.features.whitening.state_dict())
+    detector.network.load_state_dict(averaged_weights(job.engine, job.ema))
+    numbers = job.mixture.class_numbers[job.features.rows]
+    detector.class_means.copy_(job.features.class_means(numbers, len(spec.class_names)))
+    return detector
+
+
+def calibrate(detector: Detector, config: RunConfig, job: "TrainJob") -> Calibration:
+    """Thresholds from the scores of the held-out normals, which no training step has seen."""
+    rows = job.split.held_out
+    share = rows[job.world.share(len(rows))] if len(rows) else rows
+    scores: list[float] = []
+    for start in range(0, len(share), SCORE_BATCH):
+        chosen = [int(row) for row in share[start : start + SCORE_BATCH]]
+        data = torch.stack([job.features.source.read(row) for row in chosen]).to(job.engine.device)
+        features = data if job.features.cached else detector.backbone(data)
+        keys = [int(row) for row in chosen]
+        scores += detector.score(detector.whitening(features), keys).scores.tolist()
+    gathered = np.array([score for part in gather_objects(scores) for score in part])
+    numbers = job.mixture.class_numbers[rows]
+    return fit_thresholds(gathered, numbers, len(detector.spec.class_names), config.calibration.false_alarm_rate)

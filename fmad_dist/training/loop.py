@@ -1,0 +1,172 @@
+"""Training: the whole loop on one screen, everything in it a named component."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from fmad_dist.config import RunConfig, dump_config
+from fmad_dist.errors import UserError
+from fmad_dist.features.prepare import PreparedFeatures, prepare_features
+from fmad_dist.flow.objective import FlowMatching
+from fmad_dist.networks.dit import DiT, dit_spec
+from fmad_dist.progress import Progress
+from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
+from fmad_dist.stream.mixture import Mixture, TrainSplit, split_normals
+from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.tracking.record import RunRecord
+from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.training.checkpoint import (
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from fmad_dist.training.ema import ShardedEma
+from fmad_dist.training.engine import Engine, build_engine, gather_objects, start_accelerator
+from fmad_dist.training.finish import finish_run
+from fmad_dist.training.schedule import learning_rate
+from fmad_dist.training.step import StepRunner
+from fmad_dist.training.throughput import Meter
+from fmad_dist.world import World
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything a training run is made of, on one rank."""
+
+    config: RunConfig
+    world: World
+    mixture: Mixture
+    split: TrainSplit
+    plan: StreamPlan
+    layout: BatchLayout
+    features: PreparedFeatures
+    engine: Engine
+    ema: ShardedEma
+    record: RunRecord
+    tracked: TrackedRun
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.config.run_dir / "checkpoints"
+
+    def state(self, step: int) -> TrainState:
+        network = asdict(self.engine.network.spec)  # type: ignore[call-overload]
+        return TrainState(step, self.ema.updates, self.plan.digest, network, self.tracked.run_id)
+
+
+def train(config: RunConfig, world: World) -> Path:
+    """Train, or go on from the latest checkpoint of the same run; returns the run directory. Every rank calls.
+
+    Raises:
+        UserError: data, features, backbone or an existing checkpoint do not fit the configuration.
+    """
+    job = set_up(config, world)
+    start = resume(job)
+    settings = config.train
+    meter = Meter()
+    runner = StepRunner(job.engine, job.ema, job.features, FlowMatching(settings.seed), config.model)
+    batches = meter.timed(read_batches(job, start))
+    losses: list[torch.Tensor] = []
+    with Progress(f"train {config.name}", settings.steps, shown=world.is_main, start=start) as progress:
+        for step in range(start, settings.steps):
+            micro_batches = list(islice(batches, job.layout.accumulation))
+            losses.append(runner.run(micro_batches, learning_rate(settings, step)))
+            meter.count(settings.global_batch)
+            log_samples(job, step, micro_batches)
+            done = step + 1
+            if done % settings.log_every == 0 or done == settings.steps:
+                progress.advance(0, note=log_metrics(job, done, losses, meter))
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                save_checkpoint(
+                    job.checkpoints, job.engine, job.ema, job.state(done), settings.keep_checkpoints, world.is_main
+                )
+            progress.advance(1)
+    finish_run(job.config, job)
+    job.engine.accelerator.end_training()
+    return config.run_dir
+
+
+def set_up(config: RunConfig, world: World) -> TrainJob:
+    """Plan the data, join the processes, prepare features, build the network; in the order of what fails fastest."""
+    mixture = Mixture.load(config.data.manifests)
+    split = split_normals(mixture, config.data.holdout)
+    settings = config.train
+    plan = StreamPlan(
+        split.train, mixture.class_numbers[split.train], mixture.digest, settings.seed, config.data.temperature
+    )
+    layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
+    record = RunRecord(config.run_dir, world.is_main)
+    accelerator = start_accelerator(settings, layout)
+    features = prepare_features(config.features, mixture, split.train, world, accelerator.device, gather_objects)
+    num_classes = len(mixture.class_names) if config.model.use_labels else 0
+    torch.manual_seed(settings.seed)
+    spec = dit_spec(config.model.preset, features.backbone.num_channels, config.features.grid, num_classes)
+    engine = build_engine(accelerator, DiT(spec, config.model.checkpointing), settings)
+    ema = ShardedEma(engine.optimizer, settings.ema)
+    tracked = TrackedRun(config, record)
+    return TrainJob(config, world, mixture, split, plan, layout, features, engine, ema, record, tracked)
+
+
+def resume(job: TrainJob) -> int:
+    """Load the newest checkpoint of this run if there is one; returns the step to go on with."""
+    found = list_checkpoints(job.checkpoints)
+    state = None
+    if found:
+        network = job.engine.network.spec
+        state = read_state(found[-1], network, job.plan.digest)  # type: ignore[arg-type]
+        load_checkpoint(found[-1], job.engine, job.ema, state)
+        job.record.rewind(state.step)
+    elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
+        job.record.rewind(0)
+    job.record.write("config.yaml", dump_config(job.config))
+    if job.world.is_main:
+        job.tracked.start(state.tracking_run if state else None)
+        if state:
+            print(f"resumed {job.config.name} at step {state.step} from {found[-1]}", flush=True)
+    return state.step if state else 0
+
+
+def read_batches(job: TrainJob, start: int):  # type: ignore[no-untyped-def]  # generator of Batch
+    """This rank's micro batches from step `start` on, in order."""
+    dataset = StreamDataset(job.features.source, job.mixture, job.plan)
+    positions = job.layout.batches(job.world.rank, start, job.config.train.steps)
+    pin = job.engine.device.type == "cuda"
+    return stream_batches(dataset, positions, workers=job.config.data.workers, pin_memory=pin)
+
+
+def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Meter) -> str:
+    """Write one line of metrics, averaged over the interval and all ranks; returns a note for the progress bar."""
+    loss = job.engine.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    losses.clear()
+    if not torch.isfinite(torch.tensor(loss)):
+        raise UserError(
+            f"training diverged: the loss is {loss} at step {done}; lower train.lr or raise warmup_samples."
+        )
+    values = {
+        "loss": loss,
+        "lr": learning_rate(job.config.train, done - 1),
+        "grad_norm": float(job.engine.deepspeed.get_global_grad_norm() or 0.0),
+        "epoch": done * job.layout.global_batch / job.plan.epoch_size,
+        "samples": done * job.layout.global_batch,
+        **meter.read(),
+    }
+    job.record.metrics(done, values)
+    job.tracked.metrics(done, values)
+    return (
+        f"loss {loss:.4f}  {values['images_per_s']:.0f} images/s  data wait {values['data_wait_percent']:.0f}%  "
+        f"{values['memory_gib']:.1f} GiB"
+    )
+
+
+def log_samples(job: TrainJob, step: int, micro_batches: list[Batch]) -> None:
+    if not job.config.train.log_samples:
+        return
+    with open(job.config.run_dir / f"samples-{job.world.rank}.jsonl", "a") as file:
+        for batch in micro_batches:
+            for position, sample_id in zip(batch.positions.tolist(), batch.sample_ids, strict=True):
+                file.write(json.dumps({"step": step, "position": position, "sample_id": sample_id}) + "\n")

@@ -1,0 +1,81 @@
+"""Named, full-size fp32 tensors out of ZeRO partitions and back. All ranks call every function here.
+
+Parameters are gathered one by one, so the peak is one full parameter, not a second model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmad_dist.training.ema import ShardedEma
+from fmad_dist.training.engine import Engine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def full_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 CPU tensor) of every parameter."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    for name, parameter in engine.network.named_parameters():
+        yield name, _on_cpu(safe_get_full_fp32_param(parameter))
+
+
+def full_moments(engine: Engine, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 CPU tensor) of one of AdamW's `MOMENTS` for every parameter."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    for name, parameter in engine.network.named_parameters():
+        yield name, _on_cpu(safe_get_full_optimizer_state(parameter, kind))
+
+
+def averaged_weights(engine: Engine, ema: ShardedEma) -> dict[str, Tensor]:
+    """The consolidated averaged network on the CPU, on every rank."""
+    with ema.swapped_in():
+        return dict(full_weights(engine))
+
+
+def restore(engine: Engine, ema: ShardedEma, read: dict[str, dict[str, Tensor]], ema_updates: int, step: int) -> None:
+    """Load what a checkpoint holds: `read[kind][name]`, kind in "weight", "ema" and `MOMENTS`.
+
+    The order matters: an empty optimizer step creates the moments and copies the masters into the working weights, so
+    the masters are set before it and the moments after it.
+    """
+    _set_weights(engine, read["ema"])
+    ema.take_weights()
+    ema.updates = ema_updates
+    _set_weights(engine, read["weight"])
+    _empty_step(engine)
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    for name, parameter in engine.network.named_parameters():
+        for kind in MOMENTS:
+            safe_set_full_optimizer_state(parameter, read[kind][name].to(engine.device), kind)
+    for state in engine.optimizer.optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
+
+
+def _set_weights(engine: Engine, tensors: dict[str, Tensor]) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for name, parameter in engine.network.named_parameters():
+        safe_set_full_fp32_param(parameter, tensors[name].to(engine.device))
+
+
+def _empty_step(engine: Engine) -> None:
+    spec: Any = engine.network.spec
+    shape = (1, spec.channels, spec.grid, spec.grid)
+    engine.set_lr(0.0)
+    for _ in range(engine.deepspeed.gradient_accumulation_steps()):
+        x = torch.zeros(shape, device=engine.device, dtype=engine.dtype)
+        velocity = engine.deepspeed(x, torch.zeros(1, device=engine.device))
+        engine.deepspeed.backward(velocity.float().sum() * 0.0)
+        engine.deepspeed.step()
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "every parameter has full state after the first optimizer step"
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -1,0 +1,36 @@
+"""Who am I among the processes of this job: the only place that reads the launcher's environment."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Position of this process: `rank` in [0, size), `local_rank` on its node, `node` in [0, number of nodes)."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    node: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read what `accelerate launch` / torchrun set; a plain `python` start is a world of one."""
+        read = os.environ.get
+        return cls(
+            rank=int(read("RANK", "0")),
+            size=int(read("WORLD_SIZE", "1")),
+            local_rank=int(read("LOCAL_RANK", "0")),
+            node=int(read("GROUP_RANK", "0")),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files, its log and its tracking."""
+        return self.rank == 0
+
+    def share(self, num_items: int) -> range:
+        """The contiguous part of range(num_items) that belongs to this rank; parts differ by at most one item."""
+        base, extra = divmod(num_items, self.size)
+        start = self.rank * base + min(self.rank, extra)
+        return range(start, start + base + (self.rank < extra))

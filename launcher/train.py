@@ -1,0 +1,31 @@
+"""Entry point of training for `accelerate launch`.
+
+accelerate launch --config_file launcher/accelerate/cpu_zero2.yaml launcher/train.py --config FILE [key=value ...]
+"""
+
+import argparse
+import sys
+
+from fmad_dist.config import load_config
+from fmad_dist.errors import UserError
+from fmad_dist.world import World
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train one flow-matching detector for all classes.")
+    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        from fmad_dist.training.loop import train
+
+        train(config, World.from_environment())
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
