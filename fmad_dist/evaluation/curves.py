@@ -1,0 +1,127 @@
+"""Threshold metrics from counts per distinct score: exact for image scores, exact up to the bins for pixels.
+
+A pixel or image is called anomalous when its score is at or above a threshold; one threshold per bin, so what shares a
+bin is tied. With a bin for every distinct score the results are those of scikit-learn.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fmad_dist.evaluation.histogram import ANOMALOUS, KEY_BITS, NORMAL, WEIGHT, PixelHistogram
+
+PLATEAU_SHARE = 2**-10  # a bin with more of all items is taken for tied scores, a clipped floor for example
+
+
+@dataclass(frozen=True, slots=True)
+class RankedCounts:
+    """Cumulative counts int64 [n] of normal and anomalous items at or above a threshold, thresholds descending.
+
+    `exact` says that every distinct score has its own threshold.
+    """
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    exact: bool = True
+
+    @property
+    def num_normal(self) -> int:
+        return int(self.normal[-1]) if self.normal.size else 0
+
+    @property
+    def num_anomalous(self) -> int:
+        return int(self.anomalous[-1]) if self.anomalous.size else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A curve over the false positive rate: fpr and height float64 [n + 1] in [0, 1], ascending from (0, 0)."""
+
+    fpr: np.ndarray
+    height: np.ndarray
+
+    def until(self, limit: float) -> "Curve":
+        """The part with fpr <= limit, ended by the linear interpolation at the limit."""
+        if self.fpr[-1] <= limit:
+            return self
+        stop = int(np.searchsorted(self.fpr, limit, side="right"))
+        (x0, x1), (y0, y1) = self.fpr[stop - 1 : stop + 1], self.height[stop - 1 : stop + 1]
+        at_limit = y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
+        return Curve(np.append(self.fpr[:stop], limit), np.append(self.height[:stop], at_limit))
+
+    def area(self, limit: float = 1.0) -> float:
+        """Trapezoid area over [0, limit] divided by the limit."""
+        part = self.until(limit)
+        return float(np.sum(np.diff(part.fpr) * (part.height[1:] + part.height[:-1])) / 2 / limit)
+
+    def largest_tie(self, limit: float = 1.0) -> float:
+        """How far `area(limit)` can be from the area with every tie resolved: half the sum of the steps' rectangles."""
+        part = self.until(limit)
+        return float(np.sum(np.diff(part.fpr) * np.diff(part.height)) / 2 / limit)
+
+
+def rank_scores(scores: np.ndarray, labels: np.ndarray) -> RankedCounts:
+    """Counts of finite float64 scores [n] with labels [n] in {0, 1}; equal scores are one threshold."""
+    distinct, inverse = np.unique(scores, return_inverse=True)
+    anomalous = np.bincount(inverse, weights=labels, minlength=distinct.size).astype(np.int64)
+    everything = np.bincount(inverse, minlength=distinct.size).astype(np.int64)
+    return RankedCounts(_from_the_top(everything - anomalous), _from_the_top(anomalous))
+
+
+def rank_pixels(histogram: PixelHistogram) -> RankedCounts:
+    counts = histogram.bins.counts
+    exact = histogram.bits == KEY_BITS
+    return RankedCounts(_from_the_top(counts[NORMAL]), _from_the_top(counts[ANOMALOUS]), exact)
+
+
+def roc_curve(ranked: RankedCounts) -> Curve:
+    """True over false positive rate. Needs at least one normal and one anomalous item."""
+    return _curve(ranked.normal, ranked.anomalous)
+
+
+def pro_curve(histogram: PixelHistogram) -> Curve:
+    """Per-region overlap over the false positive rate of all normal pixels, good images included (Bergmann 2021).
+
+    Needs at least one region and one normal pixel.
+    """
+    counts = histogram.bins.counts
+    return _curve(_from_the_top(counts[NORMAL]), _from_the_top(counts[WEIGHT]))
+
+
+def average_precision(ranked: RankedCounts) -> float:
+    """Sum of precision times the step in recall over descending thresholds. Needs at least one anomalous item.
+
+    In a bin of several distinct scores the precision is averaged over the bin, as if its items were evenly mixed;
+    taking it at the bin's end would bias the sum by half a bin (ours).
+    """
+    hits, called = ranked.anomalous, ranked.anomalous + ranked.normal
+    steps = np.diff(hits, prepend=0)
+    precision = hits / called
+    if not ranked.exact:
+        sizes = np.diff(called, prepend=0)
+        mixed = (sizes > 1) & (sizes < PLATEAU_SHARE * called[-1]) & (steps > 0)
+        precision[mixed] = _mean_precision(steps[mixed], sizes[mixed], (hits - steps)[mixed], (called - sizes)[mixed])
+    return float(np.sum(steps * precision) / ranked.num_anomalous)
+
+
+def _mean_precision(hits: np.ndarray, size: np.ndarray, hits_above: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Mean precision at the hits of a bin: integral over t in [0, 1] of (1 + hits_above + (hits - 1) t) / (1 + above +
+    (size - 1) t), which goes from the bin's first item to its last, for hits > 0 and size > 1.
+    """
+    log_growth = np.log1p((size - 1) / (above + 1)) / (size - 1)
+    return (hits_above + 1) * log_growth + (hits - 1) / (size - 1) * (1 - (above + 1) * log_growth)
+
+
+def best_f1(ranked: RankedCounts) -> tuple[float, int]:
+    """The highest F1 over all thresholds and its position, the highest threshold among equals."""
+    f1 = 2 * ranked.anomalous / (ranked.anomalous + ranked.normal + ranked.num_anomalous)
+    best = int(np.argmax(f1))
+    return float(f1[best]), best
+
+
+def _curve(normal: np.ndarray, height: np.ndarray) -> Curve:
+    return Curve(np.concatenate([[0.0], normal / normal[-1]]), np.concatenate([[0.0], height / height[-1]]))
+
+
+def _from_the_top(ascending: np.ndarray) -> np.ndarray:
+    return np.cumsum(ascending[::-1])

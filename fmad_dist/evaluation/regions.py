@@ -1,0 +1,31 @@
+"""Connected defect regions as integer weights per pixel, so that per-region overlap adds up exactly over any order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+REGION_UNIT = 2**40  # fixed-point weight of one whole region
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Weights int64 [n] of the mask's true pixels, row-major: REGION_UNIT // region size; and the number of regions."""
+
+    weights: np.ndarray
+    num_regions: int
+
+
+def label_regions(mask: np.ndarray, connectivity: int) -> Regions:
+    """Split a bool mask [H, W] into its 4- or 8-connected regions.
+
+    Every region carries the same total weight, whatever its size: per-region overlap (Bergmann et al., MVTec AD, 2021)
+    is the mean over regions of the detected fraction, which is the detected weight over the total weight. The floor of
+    the division loses less than one part in 2^20 for regions below 2^20 pixels.
+    """
+    structure = ndimage.generate_binary_structure(2, 2 if connectivity == 8 else 1)
+    labels, num_regions = ndimage.label(mask, structure=structure)
+    of_pixel = labels[mask]
+    sizes = np.bincount(of_pixel, minlength=num_regions + 1)
+    weights = REGION_UNIT // np.maximum(sizes, 1)
+    return Regions(weights[of_pixel].astype(np.int64), int(num_regions))

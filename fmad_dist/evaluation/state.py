@@ -1,0 +1,186 @@
+"""The evaluation of one rank: scored images in, one mergeable state of bounded size, exact results out."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fmad_dist.errors import UserError
+from fmad_dist.evaluation.histogram import PixelHistogram
+from fmad_dist.evaluation.panels import Panel, PanelBoard, encode_image, encode_mask, small_map
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.results import Results, ScoreRow, class_result, mean_result
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """One test image and its scores.
+
+    `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
+    [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels.
+    """
+
+    sample_id: str
+    class_name: str
+    label: int
+    defect_type: str
+    image_score: float
+    anomaly_map: np.ndarray
+    mask: np.ndarray
+    image: np.ndarray
+
+
+@dataclass(slots=True)
+class ClassState:
+    """What is kept of one class: its image scores, its pixel histogram and a few panels."""
+
+    histogram: PixelHistogram
+    scores: dict[str, ScoreRow] = field(default_factory=dict)
+    board: PanelBoard = field(default_factory=PanelBoard)
+    num_empty_masks: int = 0
+
+
+class EvaluationState:
+    """A metric state: `update` with images, `merge` with the states of other ranks, `compute` the results.
+
+    Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
+    bytes. Memory per class: 6 to 24 bytes per occupied bin, one row per image and up to twelve small panels.
+    """
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.classes: dict[str, ClassState] = {}
+        self._class_of: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._class_of)
+
+    @property
+    def sample_ids(self) -> set[str]:
+        """The ids that were scored; it must equal the manifest's test split."""
+        return set(self._class_of)
+
+    def class_state(self, class_name: str) -> ClassState:
+        """The state of a class, created empty when it is new."""
+        if class_name not in self.classes:
+            self.classes[class_name] = ClassState(PixelHistogram(self.protocol.histogram_bins))
+        return self.classes[class_name]
+
+    def update(self, scored: ScoredImage) -> None:
+        """Add one image.
+
+        Raises:
+            UserError: its score or map is not finite, its map or mask has the wrong shape or type, a normal image has a
+                mask, or its sample id was scored before. The state is unchanged then.
+        """
+        self._check(scored)
+        state = self.class_state(scored.class_name)
+        state.histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity)
+        state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
+        score = float(scored.image_score)
+        row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score)
+        self.record(row)
+        if state.board.wants(scored.sample_id, scored.label, score):
+            state.board.add(_panel(scored))
+
+    def record(self, row: ScoreRow) -> None:
+        """Keep the image score of a sample. Raises UserError when it was scored before."""
+        self._check_new(row.sample_id)
+        self._class_of[row.sample_id] = row.class_name
+        self.class_state(row.class_name).scores[row.sample_id] = row
+
+    def merge(self, other: "EvaluationState") -> None:
+        """Add what another rank scored; `other` keeps its content.
+
+        Raises:
+            UserError: the protocols differ or a sample was scored by both. This state is unchanged then.
+        """
+        if other.protocol != self.protocol:
+            raise UserError("evaluation states of different protocols cannot be merged; use one config on every rank.")
+        for sample_id in sorted(self._class_of.keys() & other._class_of.keys()):
+            self._check_new(sample_id)
+        for class_name, theirs in other.classes.items():
+            ours = self.class_state(class_name)
+            ours.histogram.merge(theirs.histogram)
+            ours.scores |= theirs.scores
+            ours.board.merge(theirs.board)
+            ours.num_empty_masks += theirs.num_empty_masks
+        self._class_of |= other._class_of
+
+    def compute(self) -> Results:
+        """The metrics of every class, the mean per dataset and the mean over all classes.
+
+        Raises:
+            UserError: nothing was scored.
+        """
+        if not self.classes:
+            raise UserError("evaluation: no image was scored; check that the manifest has a test split.")
+        classes = {
+            name: class_result(list(state.scores.values()), state.histogram, state.num_empty_masks, self.protocol)
+            for name, state in sorted(self.classes.items())
+        }
+        datasets = sorted({dataset_of(name) for name in classes})
+        return Results(
+            protocol=self.protocol,
+            classes=classes,
+            datasets={
+                name: mean_result([result for key, result in classes.items() if dataset_of(key) == name])
+                for name in datasets
+            },
+            mean=mean_result(list(classes.values())),
+            scores=tuple(sorted(row for state in self.classes.values() for row in state.scores.values())),
+        )
+
+    def to_bytes(self) -> bytes:
+        """The state for another rank; equal content gives equal bytes."""
+        from fmad_dist.evaluation.wire import encode_state  # wire imports this module
+
+        return encode_state(self)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "EvaluationState":
+        """The state behind `to_bytes`. Raises UserError when the bytes are not one."""
+        from fmad_dist.evaluation.wire import decode_state
+
+        return decode_state(data)
+
+    def _check_new(self, sample_id: str) -> None:
+        if sample_id in self._class_of:
+            raise UserError(f"{sample_id}: scored twice; every test image must belong to exactly one rank and batch.")
+
+    def _check(self, scored: ScoredImage) -> None:
+        self._check_new(scored.sample_id)
+        who, shape = scored.sample_id, (self.protocol.map_size, self.protocol.map_size)
+        if not math.isfinite(scored.image_score):
+            raise UserError(f"{who}: its image score is {scored.image_score}; check the model for NaN or overflow.")
+        if scored.anomaly_map.shape != shape or scored.mask.shape != shape:
+            sizes = f"map {scored.anomaly_map.shape} and mask {scored.mask.shape}"
+            raise UserError(
+                f"{who}: {sizes} must both be {shape}, the protocol's map_size; resize them before scoring."
+            )
+        if scored.anomaly_map.dtype != np.float32 or scored.mask.dtype != np.bool_:
+            kinds = f"map {scored.anomaly_map.dtype} and mask {scored.mask.dtype}"
+            raise UserError(f"{who}: {kinds} must be float32 and bool; convert them before scoring.")
+        if not np.isfinite(scored.anomaly_map).all():
+            raise UserError(
+                f"{who}: its anomaly map has values that are not finite; check the model for NaN or overflow."
+            )
+        if scored.label not in (0, 1) or (scored.label == 0 and scored.mask.any()):
+            raise UserError(f"{who}: label {scored.label} does not fit its mask; label 0 = empty mask, 1 = anomalous.")
+
+
+def dataset_of(class_name: str) -> str:
+    """The dataset in `<dataset>/<class>`."""
+    return class_name.split("/", 1)[0]
+
+
+def _panel(scored: ScoredImage) -> Panel:
+    return Panel(
+        sample_id=scored.sample_id,
+        label=scored.label,
+        defect_type=scored.defect_type,
+        score=float(scored.image_score),
+        image=encode_image(scored.image),
+        mask=encode_mask(scored.mask),
+        anomaly_map=small_map(scored.anomaly_map),
+    )

@@ -1,0 +1,82 @@
+"""An evaluation state as bytes: one safetensors blob of arrays and a JSON header, canonical, without pickle."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.evaluation.histogram import Bins, PixelHistogram
+from fmad_dist.evaluation.panels import Panel, PanelBoard
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.results import ScoreRow
+from fmad_dist.evaluation.state import ClassState, EvaluationState
+
+FORMAT = "fmad-evaluation/1"
+HEADER = "header"
+
+
+def encode_state(state: EvaluationState) -> bytes:
+    """Everything in sorted order."""
+    arrays: dict[str, np.ndarray] = {}
+    classes = [_encode_class(name, state.classes[name], str(i), arrays) for i, name in enumerate(sorted(state.classes))]
+    header = {"format": FORMAT, "protocol": state.protocol.model_dump(mode="json"), "classes": classes}
+    arrays[HEADER] = np.frombuffer(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), dtype=np.uint8)
+    return save(arrays)
+
+
+def decode_state(data: bytes) -> EvaluationState:
+    """Raises UserError when the bytes are not a complete state of this format."""
+    try:
+        arrays = load(data)
+        header = json.loads(arrays[HEADER].tobytes())
+        if header["format"] != FORMAT:
+            raise UserError(
+                f"evaluation state: format {header['format']!r} is not {FORMAT!r}; use one version everywhere."
+            )
+        state = EvaluationState(Protocol.model_validate(header["protocol"]))
+        for position, entry in enumerate(header["classes"]):
+            _decode_class(entry, str(position), arrays, state)
+    except (SafetensorError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"evaluation state: the bytes are cut or not a state ({first_line(error)}).") from None
+    return state
+
+
+def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    bins = state.histogram.bins
+    arrays |= {f"{place}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
+    rows = sorted(state.scores.values())
+    arrays[f"{place}.score"] = np.array([row.score for row in rows], dtype=np.float64)
+    panels = list(state.board.panels.values())
+    for i, panel in enumerate(panels):
+        arrays[f"{place}.panel{i}.map"] = panel.anomaly_map
+        arrays[f"{place}.panel{i}.image"] = np.frombuffer(panel.image, dtype=np.uint8)
+        arrays[f"{place}.panel{i}.mask"] = np.frombuffer(panel.mask, dtype=np.uint8)
+    return {
+        "name": name,
+        "shift": state.histogram.shift,
+        "num_regions": state.histogram.num_regions,
+        "num_empty_masks": state.num_empty_masks,
+        "rows": [[row.sample_id, row.label, row.defect_type] for row in rows],
+        "panels": [panel.sample_id for panel in panels],
+    }
+
+
+def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarray], state: EvaluationState) -> None:
+    target = state.class_state(entry["name"])
+    target.num_empty_masks = entry["num_empty_masks"]
+    bins = Bins(**{column.name: arrays[f"{place}.{column.name}"] for column in fields(Bins)})
+    max_bins = state.protocol.histogram_bins
+    target.histogram = PixelHistogram.restore(max_bins, entry["shift"], entry["num_regions"], bins)
+    for (sample_id, label, defect_type), score in zip(entry["rows"], arrays[f"{place}.score"].tolist(), strict=True):
+        state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score))
+    rows = [target.scores[sample_id] for sample_id in entry["panels"]]
+    target.board = PanelBoard(_decode_panel(row, f"{place}.panel{i}", arrays) for i, row in enumerate(rows))
+
+
+def _decode_panel(row: ScoreRow, place: str, arrays: dict[str, np.ndarray]) -> Panel:
+    image, mask = arrays[f"{place}.image"].tobytes(), arrays[f"{place}.mask"].tobytes()
+    return Panel(row.sample_id, row.label, row.defect_type, row.score, image, mask, arrays[f"{place}.map"])
