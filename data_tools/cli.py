@@ -98,3 +98,15 @@ def preview(
     sheet = contact_sheet(url, class_name, num)
     Store(out.parent).write(out.name, png_bytes(sheet))
     typer.echo(f"wrote {out} ({sheet.width}x{sheet.height})")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="New folder for the images.")],
+    seed: Annotated[int, typer.Option(help="Other seeds give other specimens of the same products.")] = 0,
+) -> None:
+    """Render the demo benchmark: five products with defects and exact masks, in the mvtec layout."""
+    from data_tools.demo_products import make_demo_tree
+
+    make_demo_tree(out, seed=seed)
+    typer.echo(f"wrote the demo images to {out}; convert them with: fmad data convert --dataset demo --source {out}")

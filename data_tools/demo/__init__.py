@@ -1,0 +1,1 @@
+"""Procedural products with exact defect masks: a benchmark that needs no download."""

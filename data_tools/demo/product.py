@@ -1,0 +1,95 @@
+"""What a demo product is, and how one photograph of it with or without a defect is rendered.
+
+The same seed renders the same product under the same light and sensor noise, so the mask of a defect is exactly the set
+of pixels in which the photographs with and without it differ.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_tools.demo.canvas import Grid
+
+_NOISE = 0.010  # deviation of the sensor noise, of full scale
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """A product before the camera sees it."""
+
+    colour: np.ndarray  # (S, S, 3) in [0, 1]
+    body: np.ndarray  # (S, S) in [0, 1]: where surface defects may lie
+
+
+Overlay = Callable[[Grid, Painted, np.random.Generator, float], np.ndarray]
+Change = Callable[[Any, np.random.Generator, float], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """A kind of defect: a change of the product's parts, or something on its surface.
+
+    Both get a severity in [0, 1], from just visible to clear.
+    """
+
+    change: Change | None = None  # (parts, rng, severity) -> parts
+    overlay: Overlay | None = None  # (grid, painted, rng, severity) -> colour
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A class of the demo dataset. `describe` draws the natural variation of one specimen."""
+
+    name: str
+    describe: Callable[[np.random.Generator, bool], Any]  # (rng, held_out) -> parts
+    paint: Callable[[Any, Grid], Painted]
+    flaws: Mapping[str, Flaw]
+    grey: bool = False  # photographed by a camera without colour
+
+
+def photograph(
+    product: Product, size: int, seed: tuple[int, ...], flaw: str | None = None, held_out: bool = False
+) -> np.ndarray:
+    """8-bit pixels (S, S, 3), or (S, S) for a grey product. `held_out` asks for a specimen no training image shows.
+
+    The defect has its own random stream, so that it does not disturb the specimen, the light and the noise.
+    """
+    grid = Grid(size)
+    rng = np.random.default_rng([zlib.crc32(product.name.encode()), *seed])
+    parts = product.describe(rng, held_out)
+    light, noise = _light(rng, grid), rng.standard_normal((size, size, 3)) * _NOISE
+    if flaw is None:
+        colour = product.paint(parts, grid).colour
+    else:
+        colour = _flawed(product, product.flaws[flaw], parts, grid, np.random.default_rng([*seed, 1]))
+    if product.grey:
+        return _quantised(colour[..., 0] * light + noise[..., 0])
+    return _quantised(colour * light[..., None] + noise)
+
+
+def flaw_mask(normal: np.ndarray, flawed: np.ndarray) -> np.ndarray:
+    """Bool (S, S): every pixel in which two photographs of the same specimen differ."""
+    changed = normal != flawed
+    return changed if changed.ndim == 2 else changed.any(axis=-1)
+
+
+def _flawed(product: Product, flaw: Flaw, parts: Any, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    severity = float(rng.uniform(0, 1))
+    if flaw.change is not None:
+        parts = flaw.change(parts, rng, severity)
+    painted = product.paint(parts, grid)
+    return painted.colour if flaw.overlay is None else flaw.overlay(grid, painted, rng, severity)
+
+
+def _light(rng: np.random.Generator, grid: Grid) -> np.ndarray:
+    """Brightness (S, S): exposure, a slope in a random direction, and darker corners."""
+    angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.06)
+    gradient = slope * (np.cos(angle) * grid.x + np.sin(angle) * grid.y)
+    return rng.uniform(0.94, 1.06) * (1 + gradient - 0.05 * (grid.x**2 + grid.y**2))
+
+
+def _quantised(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
