@@ -11,13 +11,14 @@ from data_tools.demo.brick import BRICK
 from data_tools.demo.fabric import FABRIC
 from data_tools.demo.gear import GEAR
 from data_tools.demo.plate import PLATE
-from data_tools.demo.product import Product, flaw_mask, photograph
+from data_tools.demo.product import Product, flaw_mask, photograph, shows
 from data_tools.rendition import png_bytes
 from fmad_dist.errors import UserError, first_line
 
 PRODUCTS: tuple[Product, ...] = (BLISTER, BRICK, FABRIC, GEAR, PLATE)
 NUM_TRAIN, NUM_TEST_GOOD, NUM_TEST_DEFECT = 44, 13, 18
 _THREADS = 4
+_ATTEMPTS = 20
 _TRAIN, _GOOD, _DEFECT = 0, 1, 2  # random streams
 _SOURCE_NOTE = """\
 licence: CC0 1.0 (rendered; the brick surface is a crop of a CC0 photograph shipped with scikit-image)
@@ -58,11 +59,13 @@ def _write_product(folder: Path, product: Product, seed: int, size: int) -> None
 
 
 def _defective(product: Product, size: int, seed: tuple[int, ...], flaw: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of a defective specimen, and its bool mask (S, S)."""
-    flawed = photograph(product, size, seed, flaw, held_out=True)
-    mask = flaw_mask(photograph(product, size, seed, held_out=True), flawed)
-    assert mask.any(), f"{product.name} {flaw} {seed}: the defect does not show"
-    return flawed, mask
+    """Pixels of a defective specimen, and its bool mask (S, S). Defects that do not show are drawn again."""
+    for attempt in range(_ATTEMPTS):
+        flawed = photograph(product, size, (*seed, attempt), flaw, held_out=True)
+        normal = photograph(product, size, (*seed, attempt), held_out=True)
+        if shows(normal, flawed):
+            return flawed, flaw_mask(normal, flawed)
+    raise UserError(f"--size {size}: too small to show the defect {flaw} of {product.name}; use 64 or more.")
 
 
 def _save(folder: Path, stem: str, pixels: np.ndarray) -> None:

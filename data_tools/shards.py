@@ -1,7 +1,7 @@
 """Tar shards: written by webdataset, rolled at a size, named by their content, and read back for byte ranges."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,9 @@ class ShardWriter:
 
     def _discard(self) -> None:
         """Forget the current shard's staging file, finished or not."""
+        if self._tar is not None:
+            with suppress(OSError):  # the disk may be full, and the file is thrown away anyway
+                self._tar.close()
         if self._stream is not None:
             self._stream.close()
         if self._staged is not None:

@@ -107,7 +107,7 @@ def _broken(blister: Blister, rng: np.random.Generator, severity: float) -> Blis
     number = int(rng.integers(len(PLACES)))
     capsule = blister.capsules[number]
     assert capsule is not None
-    return _with(blister, number, replace(capsule, filled=1.25 - 0.75 * severity - 0.25 * rng.uniform()))
+    return _with(blister, number, replace(capsule, filled=0.95 - 0.6 * severity - 0.15 * rng.uniform()))
 
 
 def _wrong_colour(blister: Blister, rng: np.random.Generator, severity: float) -> Blister:

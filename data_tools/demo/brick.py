@@ -1,7 +1,7 @@
 """A real surface: crops of the brick photograph that scikit-image ships (public domain, from CC0Textures).
 
-Training crops come from the left half of the photograph, test crops from the right half. It is foreshortened from top
-to bottom, alike on both sides but for a reflection, which the random mirroring makes up for.
+The photograph looks along the wall, so it is rectified first. Training crops come from the left half of the wall, test
+crops from the right half.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,11 @@ from data_tools.demo.canvas import Grid
 from data_tools.demo.flaws import contamination, crack, hole, stain
 from data_tools.demo.product import Flaw, Painted, Product
 
-_CROP = 232.0  # pixels of the photograph that one picture shows
+_SIDE = 512  # pixels of the photograph
+_HORIZON = -1500.0  # row in which the joints of the bricks would meet
+_MIDDLE = 226.0  # column of the joint that is upright
+_LEFT, _RIGHT = 30.0, 474.0  # columns of the rectified wall that the photograph covers in every row
+_CROP = 205.0  # rectified pixels that one picture shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,11 @@ class Crop:
 
 
 def describe(rng: np.random.Generator, held_out: bool) -> Crop:
-    half = 256.0 if held_out else 0.0
     zoom = rng.uniform(0.96, 1.04)
+    first = (_LEFT + _RIGHT) / 2 if held_out else _LEFT
     return Crop(
-        left=half + rng.uniform(0, 255 - _CROP * zoom),
-        top=rng.uniform(120, 511 - _CROP * zoom),
+        left=first + rng.uniform(0, (_RIGHT - _LEFT) / 2 - _CROP * zoom),
+        top=rng.uniform(0, _SIDE - 1 - _CROP * zoom),
         mirrored=bool(rng.integers(2)),
         zoom=zoom,
     )
@@ -40,8 +44,16 @@ def paint(crop: Crop, grid: Grid) -> Painted:
     x = -grid.x if crop.mirrored else grid.x
     columns = crop.left + (x + 1) / 2 * _CROP * crop.zoom
     rows = crop.top + (grid.y + 1) / 2 * _CROP * crop.zoom
-    grey = map_coordinates(_photograph(), [rows, columns], order=1, mode="nearest")
+    grey = map_coordinates(_photograph(), _seen_at(rows, columns), order=1, mode="nearest")
     return Painted(np.repeat(grey[..., None], 3, axis=2), np.ones(grey.shape))
+
+
+def _seen_at(rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
+    """Where points of the wall lie in the photograph: depth is inverse to the distance from the horizon."""
+    near, far = 1 / (_SIDE - _HORIZON), 1 / -_HORIZON
+    from_horizon = 1 / (far + (near - far) * rows / _SIDE)
+    scale = from_horizon / (_SIDE / 2 - _HORIZON)
+    return [from_horizon + _HORIZON, _MIDDLE + (columns - _MIDDLE) * scale]
 
 
 @cache

@@ -36,12 +36,15 @@ def scratch(light: float) -> Overlay:
     """A fine line that shines where the surface is dull; `light` is its brightness at full severity."""
 
     def overlay(grid: Grid, painted: Painted, rng: np.random.Generator, severity: float) -> np.ndarray:
-        points = wandering_line(rng, place(grid, painted, rng), rng.uniform(0.35, 0.9), 0.06)
-        distance, along = polyline(grid.x, grid.y, points)
-        width = (0.7 + 0.9 * severity) * grid.pixel * np.sin(np.pi * (0.08 + 0.84 * along))
-        strength = (0.35 + 0.65 * severity) * painted.body
-        colour = scale(painted.colour, 1 - 0.3 * strength * grid.coverage(np.abs(distance - 2 * width) - width * 0.7))
-        return blend(colour, (light, light, light), strength * grid.coverage(distance - width, 1.5))
+        points = wandering_line(rng, place(grid, painted, rng), rng.uniform(0.4, 1.0), 0.09)
+        slant, colour = rng.normal(0, 0.04, 2), painted.colour
+        for number in range(1 + int(rng.integers(3))):
+            distance, along = polyline(grid.x, grid.y, points + number * slant)
+            depth = np.sin(np.pi * (0.1 + 0.8 * along)) * (0.55 + 0.45 * severity) * 0.8**number * painted.body
+            half = (0.15 + 0.35 * severity) * grid.pixel
+            colour = scale(colour, 1 - 0.35 * depth * grid.coverage(np.abs(distance - 1.6 * grid.pixel), 1.2))
+            colour = blend(colour, (light, light, light), depth * grid.coverage(distance - half))
+        return colour
 
     return overlay
 
@@ -85,7 +88,7 @@ def contamination(paints: tuple[Colour, ...]) -> Overlay:
         paint = paints[rng.integers(len(paints))]
         for _ in range(int(rng.integers(1, 5))):
             radius = rng.uniform(0.018, 0.03) + 0.03 * severity
-            distance = blob(grid, rng, centre + rng.normal(0, 0.08, 2), radius, 0.3)
+            distance = blob(grid, rng, centre + rng.normal(0, 0.08, 2), radius, 0.16)
             shadow = grid.coverage(np.roll(distance, (2, 2), (0, 1)), 3) * painted.body
             colour = scale(colour, 1 - 0.35 * shadow)
             shade = 1 - 0.35 * np.clip(1 + distance / radius, 0, 1)

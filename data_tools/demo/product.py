@@ -14,6 +14,8 @@ import numpy as np
 from data_tools.demo.canvas import Grid
 
 _NOISE = 0.010  # deviation of the sensor noise, of full scale
+_VISIBLE = 10  # grey levels of 255
+_VISIBLE_PART = 0.0004  # of the picture: 26 pixels of 256 x 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,13 @@ def flaw_mask(normal: np.ndarray, flawed: np.ndarray) -> np.ndarray:
     """Bool (S, S): every pixel in which two photographs of the same specimen differ."""
     changed = normal != flawed
     return changed if changed.ndim == 2 else changed.any(axis=-1)
+
+
+def shows(normal: np.ndarray, flawed: np.ndarray) -> bool:
+    """Whether someone could see the defect: enough of the picture changes by more than the sensor noise."""
+    change = np.abs(normal.astype(np.int16) - flawed)
+    change = change if change.ndim == 2 else change.max(axis=-1)
+    return np.count_nonzero(change >= _VISIBLE) >= max(_VISIBLE_PART * change.size, 2)
 
 
 def _flawed(product: Product, flaw: Flaw, parts: Any, grid: Grid, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools import demo_products
+from data_tools.demo.product import photograph, shows
+from data_tools.demo_products import PRODUCTS, _defective, make_demo_tree
+from data_tools.lint import lint
+from data_tools.sharder import Conversion, convert
+from fmad_dist.errors import UserError
+
+CASES = [(product, flaw) for product in PRODUCTS for flaw in sorted(product.flaws)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The same tree with fewer images, so that tests are quick."""
+    monkeypatch.setattr(demo_products, "NUM_TRAIN", 2)
+    monkeypatch.setattr(demo_products, "NUM_TEST_GOOD", 1)
+    monkeypatch.setattr(demo_products, "NUM_TEST_DEFECT", 6)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_same_seed_same_bytes(small, tmp_path):
+    make_demo_tree(tmp_path / "a", size=96)
+    make_demo_tree(tmp_path / "b", size=96)
+    make_demo_tree(tmp_path / "c", size=96, seed=1)
+    first = files(tmp_path / "a")
+    assert first == files(tmp_path / "b")
+    assert first["gear/train/good/000.png"] != files(tmp_path / "c")["gear/train/good/000.png"]
+    assert len(first) == 5 * (2 + 1 + 2 * 6) + 1
+
+
+def test_demo_tree_converts_and_lints_clean(small, tmp_path):
+    make_demo_tree(tmp_path / "tree", size=96)
+    out = str(tmp_path / "out")
+    manifest = convert(Conversion("mvtec", "demo", tmp_path / "tree", out, size=96, num_workers=1)).manifest
+    assert manifest.licence.startswith("CC0")
+    assert lint(out).findings == ()
+
+
+@pytest.mark.parametrize(("product", "flaw"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_masks_are_exact_and_defects_visible_but_bounded(product, flaw):
+    for number in range(3):
+        flawed, mask = _defective(product, 256, (0, 2, number), flaw)
+        normal = nearest_normal(product, flawed, number)
+        assert np.array_equal(normal[~mask], flawed[~mask])
+        assert (normal != flawed).reshape(256, 256, -1).any(axis=-1)[mask].all()
+        assert 26 <= mask.sum() <= 0.12 * mask.size
+
+
+def nearest_normal(product, flawed: np.ndarray, number: int) -> np.ndarray:
+    """The defect-free photograph of the same specimen, whichever attempt it was."""
+    twins = [photograph(product, 256, (0, 2, number, attempt), held_out=True) for attempt in range(3)]
+    return min(twins, key=lambda twin: np.count_nonzero(twin != flawed))
+
+
+def test_a_defect_that_does_not_show_is_told():
+    normal = np.full((100, 100), 90, np.uint8)
+    faint, clear = normal.copy(), normal.copy()
+    faint[:50] += 9
+    clear[0, :4] += 10
+    assert not shows(normal, faint)
+    assert shows(normal, clear)
+
+
+def test_folder_in_use(tmp_path):
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty"):
+        make_demo_tree(tmp_path)
