@@ -1,0 +1,172 @@
+"""Put an evaluation on one HTML page that opens offline."""
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fmad_dist.evaluation.report import charts
+from fmad_dist.evaluation.report.tiles import Gallery, gallery
+from fmad_dist.evaluation.results import METRIC_NAMES, ClassResult, MeanResult, Results
+from fmad_dist.evaluation.state import EvaluationState, dataset_of
+from fmad_dist.storage import Store
+
+METRIC_TITLES = {
+    "image_auroc": "AUROC",
+    "image_ap": "AP",
+    "image_f1max": "F1max",
+    "pixel_auroc": "AUROC",
+    "pixel_ap": "AP",
+    "pixel_f1max": "F1max",
+    "aupro": "AUPRO",
+}
+HEADLINE = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO",
+}
+BOUND_WORTH_A_NOTE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric in percent, or a dash with the reason in `note`; `lowest` marks the weakest class of the column."""
+
+    text: str
+    note: str = ""
+    lowest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the summary table; `kind` is class, dataset or mean."""
+
+    name: str
+    kind: str
+    anchor: str
+    counts: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSection:
+    name: str
+    anchor: str
+    counts: str
+    charts: tuple[charts.Chart, ...]
+    gallery: Gallery
+    notes: tuple[str, ...]
+
+
+def write_report(results: Results, state: EvaluationState, out: Path, *, title: str, facts: dict[str, str]) -> Path:
+    """Write the page to the file `out`, completely or not at all, and return its path.
+
+    `state` is the merged state that `results` were computed from; `facts` is where the numbers come from, by name
+    (model, manifests, configuration, ...). The page loads nothing from anywhere.
+    """
+    environment = Environment(
+        loader=PackageLoader("fmad_dist.evaluation.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        headline=[(name, _percent(getattr(results.mean.metrics, key))) for key, name in HEADLINE.items()],
+        mean=results.mean,
+        metric_titles=METRIC_TITLES,
+        rows=_table(results),
+        any_lowest=bool(_lowest(results)),
+        sections=[_section(name, results, state) for name in results.classes],
+        facts=facts,
+        protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
+        left_out=results.mean.undefined,
+        frame=charts,
+    )
+    Store(out.parent).write(out.name, page.encode())
+    return out
+
+
+def _table(results: Results) -> list[Row]:
+    """The overall mean, then every dataset's mean followed by its classes."""
+    rows = [_row("Mean over classes", "mean", "", results.mean, {})]
+    lowest = _lowest(results)
+    for dataset, mean in results.datasets.items():
+        rows.append(_row(dataset, "dataset", "", mean, {}))
+        for name, result in results.classes.items():
+            if dataset_of(name) == dataset:
+                rows.append(_row(name.split("/", 1)[-1], "class", _anchor(name), result, lowest))
+    return rows
+
+
+def _row(name: str, kind: str, anchor: str, result: ClassResult | MeanResult, lowest: dict[str, float]) -> Row:
+    cells = []
+    for metric, value in asdict(result.metrics).items():
+        reason: Any = result.undefined.get(metric, "")
+        note = f"left out: {reason} undefined" if isinstance(reason, int) else reason
+        cells.append(Cell(_percent(value), note, lowest=value == lowest.get(metric)))
+    if isinstance(result, ClassResult):
+        counts = f"{result.num_normal} + {result.num_anomalous}"
+    else:
+        counts = f"{result.num_images}"
+    return Row(name, kind, anchor, counts, tuple(cells))
+
+
+def _lowest(results: Results) -> dict[str, float]:
+    """The lowest value of each metric among the classes, when there are enough of them to compare."""
+    if len(results.classes) < 3:
+        return {}
+    tables = [asdict(result.metrics) for result in results.classes.values()]
+    columns = {name: [table[name] for table in tables if not math.isnan(table[name])] for name in METRIC_NAMES}
+    return {name: min(values) for name, values in columns.items() if len(set(values)) > 1}
+
+
+def _section(name: str, results: Results, state: EvaluationState) -> ClassSection:
+    result, class_state = results.classes[name], state.classes[name]
+    rows = [row for row in results.scores if row.class_name == name]
+    drawn = (
+        charts.score_chart(rows),
+        charts.roc_chart(rows, class_state.histogram, result),
+        charts.pro_chart(class_state.histogram, result, results.protocol.fpr_limit),
+    )
+    return ClassSection(
+        name=name,
+        anchor=_anchor(name),
+        counts=f"{result.num_normal} normal and {result.num_anomalous} anomalous images, {result.num_regions} regions",
+        charts=tuple(chart for chart in drawn if chart is not None),
+        gallery=gallery(class_state.board),
+        notes=tuple(_notes(result)),
+    )
+
+
+def _notes(result: ClassResult) -> list[str]:
+    """What a reader of this class's numbers has to know."""
+    notes = []
+    for reason in dict.fromkeys(result.undefined.values()):
+        names = ", ".join(name.replace("_", " ") for name, why in result.undefined.items() if why == reason)
+        notes.append(f"Undefined, because the class has {reason}: {names}.")
+    if result.num_empty_masks:
+        notes.append(
+            f"{result.num_empty_masks} anomalous images have an empty mask; they count for the image metrics, and all "
+            "their pixels count as normal."
+        )
+    if max(result.pixel_auroc_bound, result.aupro_bound) > BOUND_WORTH_A_NOTE:
+        notes.append(
+            f"Pixel scores were binned to {result.histogram_bits} bits: pixel AUROC may be off by up to "
+            f"{result.pixel_auroc_bound:.1g}, AUPRO by up to {result.aupro_bound:.1g}."
+        )
+    return notes
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _anchor(name: str) -> str:
+    return "class-" + re.sub(r"[^A-Za-z0-9]+", "-", name)

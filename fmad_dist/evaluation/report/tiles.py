@@ -1,0 +1,109 @@
+"""The report's images: the photograph with the outline of its mask beside the same photograph under its heat map."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fmad_dist.evaluation.panels import Panel, PanelBoard
+
+HEAT_LEVELS = 48  # palette size of a heat map
+HEAT_ALPHA = 0.85  # opacity of the hottest level
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One panel ready to draw; `image` and `heat` are data URIs, `outline` is SVG path data in image pixels."""
+
+    panel: Panel
+    width: int
+    height: int
+    image: str
+    heat: str
+    outline: str
+
+
+@dataclass(frozen=True, slots=True)
+class TileGroup:
+    title: str
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The tiles of one class; all heat maps run from `low` (transparent) to `high` (hottest) in score units."""
+
+    groups: tuple[TileGroup, ...]
+    low: float
+    high: float
+
+
+def gallery(board: PanelBoard) -> Gallery:
+    """All panels of a class; a panel of a small class that is in two lists is shown in the first only."""
+    low, high = heat_range(board.panels.values())
+    lists = (
+        ("Defects with the highest scores", board.best()),
+        ("Defects with the lowest scores", board.missed()),
+        ("Normal images with the highest scores", board.false_alarms()),
+        ("Normal images with the lowest scores", board.calm()),
+    )
+    shown: set[str] = set()
+    groups = []
+    for title, panels in lists:
+        fresh = [panel for panel in panels if panel.sample_id not in shown]
+        shown |= {panel.sample_id for panel in fresh}
+        if fresh:
+            groups.append(TileGroup(title, tuple(_tile(panel, low, high) for panel in fresh)))
+    return Gallery(tuple(groups), low, high)
+
+
+def heat_range(panels: Iterable[Panel]) -> tuple[float, float]:
+    """The median pixel of the normal maps and the median peak of the defects' maps, or of the maps there are."""
+    maps: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    for panel in panels:
+        maps[panel.label].append(panel.anomaly_map)
+    low = np.median([np.median(anomaly_map) for anomaly_map in maps[0] or maps[1]])
+    high = np.median([anomaly_map.max() for anomaly_map in maps[1] or maps[0]])
+    return float(low), float(high)
+
+
+def _tile(panel: Panel, low: float, high: float) -> Tile:
+    width, height = Image.open(io.BytesIO(panel.image)).size
+    heat = _uri("png", _heat_png(panel.anomaly_map, low, high))
+    return Tile(panel, width, height, _uri("jpeg", panel.image), heat, _outline(panel.mask, width, height))
+
+
+def _heat_png(anomaly_map: np.ndarray, low: float, high: float) -> bytes:
+    """A palette PNG whose colour and opacity rise with the score."""
+    from matplotlib import colormaps
+
+    span = high - low if high > low else 1.0
+    share = np.clip((anomaly_map.astype(np.float64) - low) / span, 0, 1)
+    image = Image.fromarray(np.round(share * (HEAT_LEVELS - 1)).astype(np.uint8))
+    levels = np.linspace(0, 1, HEAT_LEVELS)
+    colours = colormaps["inferno"](0.25 + 0.7 * levels)[:, :3]
+    image.putpalette(np.round(colours * 255).astype(np.uint8).tobytes())
+    alpha = np.round(255 * HEAT_ALPHA * np.minimum(1, 1.6 * levels)).astype(np.uint8)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", transparency=alpha.tobytes(), optimize=True)
+    return buffer.getvalue()
+
+
+def _outline(mask_png: bytes, width: int, height: int) -> str:
+    """The borders of the mask's regions as closed SVG paths, in pixels of the image."""
+    from skimage.measure import approximate_polygon, find_contours
+
+    mask = np.asarray(Image.open(io.BytesIO(mask_png)), dtype=np.float64)
+    scale = np.array([width / mask.shape[1], height / mask.shape[0]])
+    paths = []
+    for contour in find_contours(np.pad(mask, 1), 0.5):
+        points = (approximate_polygon(contour, tolerance=0.4)[:, ::-1] - 0.5) * scale  # pad 1, pixel centres at + 0.5
+        paths.append("M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points.tolist()) + "Z")
+    return "".join(paths)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,146 @@
+"""The report: one offline page that says what the results say."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmad_dist.evaluation.curves import Curve
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.report import charts
+from fmad_dist.evaluation.report.html import write_report
+from fmad_dist.evaluation.report.tiles import gallery, heat_range
+from fmad_dist.evaluation.results import ScoreRow
+from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+
+SIZE = 32
+
+
+def scored(name: str, class_name: str, label: int, seed: int, scale: float = 1.0) -> ScoredImage:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    mask[4:12, 6:20] = label == 1
+    anomaly_map = ((rng.normal(size=mask.shape) + mask) * scale).astype(np.float32)
+    image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    defect = "<b>dent</b>" if label else "good"
+    return ScoredImage(name, class_name, label, defect, float(anomaly_map.max()), anomaly_map, mask, image)
+
+
+@pytest.fixture
+def state() -> EvaluationState:
+    """A class with both labels, one without anomalies, one whose scores are huge."""
+    state = EvaluationState(Protocol(map_size=SIZE))
+    for i in range(12):
+        state.update(scored(f"toy/disc/test/{i}", "toy/disc", i % 2, i))
+        state.update(scored(f"toy/only good/test/{i}", "toy/only good", 0, 50 + i))
+        state.update(scored(f"other/huge/test/{i}", "other/huge", i % 2, 90 + i, scale=10.0 ** (3 * i)))
+    return state
+
+
+class Checker(HTMLParser):
+    """Collects what a page refers to and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self._collect(attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._collect(attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def _collect(self, attrs: list[tuple[str, str | None]]) -> None:
+        self.references += [value or "" for name, value in attrs if name in ("href", "src", "srcset")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+
+def page_of(state: EvaluationState, tmp_path: Path) -> str:
+    facts = {"model": "<script>alert(1)</script>", "manifest": "s3://bucket/toy"}
+    path = write_report(state.compute(), state, tmp_path / "deep/report.html", title="Toy & co", facts=facts)
+    assert path == tmp_path / "deep/report.html"
+    return path.read_text()
+
+
+def test_page_is_one_balanced_file_that_refers_to_nothing_outside(state: EvaluationState, tmp_path: Path) -> None:
+    page = page_of(state, tmp_path)
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert len(checker.ids) == len(set(checker.ids))
+    for reference in checker.references:
+        assert reference.startswith("data:image/") or reference.removeprefix("#") in checker.ids
+    assert not re.search(r"url\(|@import|<script|https?://", page)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
+
+
+def test_text_from_outside_is_escaped(state: EvaluationState, tmp_path: Path) -> None:
+    page = page_of(state, tmp_path)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;b&gt;dent&lt;/b&gt;" in page
+    assert "<title>Toy &amp; co</title>" in page
+
+
+def test_page_shows_every_class_metric_and_reason(state: EvaluationState, tmp_path: Path) -> None:
+    page, results = page_of(state, tmp_path), state.compute()
+    for name, result in results.classes.items():
+        assert f"<h3>{name}</h3>" in page
+        if not result.undefined:
+            assert f">{100 * result.metrics.aupro:.1f}<" in page
+    assert f"<dd>{100 * results.mean.metrics.image_auroc:.1f}</dd>" in page
+    assert "because the class has no anomalous images: image auroc, image ap, image f1max." in page
+    assert "left out: 1 undefined" in page
+    assert "fmad-2026" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+
+
+def test_a_small_class_shows_each_image_once(state: EvaluationState) -> None:
+    board = EvaluationState(Protocol(map_size=SIZE))
+    for i in range(4):
+        board.update(scored(f"d{i}", "toy/few", 1, i))
+    groups = gallery(board.classes["toy/few"].board).groups
+    shown = [tile.panel.sample_id for group in groups for tile in group.tiles]
+    assert sorted(shown) == ["d0", "d1", "d2", "d3"]
+    assert all(tile.outline.startswith("M") for group in groups for tile in group.tiles)
+
+
+def test_heat_runs_from_the_normal_background_to_a_defects_peak(state: EvaluationState) -> None:
+    panels = list(state.classes["toy/disc"].board.panels.values())
+    low, high = heat_range(panels)
+    assert -0.2 < low < 0.2
+    assert min(p.anomaly_map.max() for p in panels) < high <= max(p.anomaly_map.max() for p in panels)
+
+
+@pytest.mark.parametrize("scores", [[2.0, 2.0, 2.0], [0.0, 0.0, 0.0], [-5.0, 1.0, 2.0], [1e-3, 1.0, 1e6]])
+def test_score_charts_stay_inside_their_frame(scores: list[float]) -> None:
+    rows = [ScoreRow(str(i), "toy/a", i % 2, "good", score) for i, score in enumerate(scores)]
+    chart = charts.score_chart(rows)
+    assert ("logarithmic" in chart.x_name) == (max(scores) > 1e5)
+    for line in chart.lines:
+        numbers = np.array(re.findall(r"-?[\d.]+", line.path), dtype=float).reshape(-1, 2)
+        assert numbers[:, 0].min() >= charts.LEFT
+        assert numbers[:, 0].max() <= charts.RIGHT
+        assert numbers[:, 1].min() >= charts.TOP
+        assert numbers[:, 1].max() <= charts.BOTTOM
+    assert chart.mark is not None
+    assert charts.LEFT <= chart.mark <= charts.RIGHT
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    fpr = np.linspace(0, 1, 50_000)
+    line = charts._line("pixel", "pixel", Curve(fpr, np.sqrt(fpr)), 1.0)
+    points = line.path.removeprefix("M").split("L")
+    assert len(points) <= charts.NUM_CURVE_POINTS
+    assert points[0] == f"{charts.LEFT}.0,{charts.BOTTOM}.0"
+    assert points[-1] == f"{charts.RIGHT}.0,{charts.TOP}.0"
