@@ -19,7 +19,8 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.regions import REGION_UNIT, label_regions
 
 KEY_BITS = 32
-PENDING_PIXELS = 2**18  # sorted in one go; 1 MB per class
+PENDING_PIXELS = 2**20  # counted in one go; 4 MB
+DENSE_SPAN = 2**22  # a narrower range of keys is counted in an array of that range, a wider one by sorting
 MAX_REGIONS = 2**62 // REGION_UNIT
 NORMAL, ANOMALOUS, WEIGHT = range(3)  # rows of counts
 
@@ -86,13 +87,13 @@ class PixelHistogram:
     @property
     def bins(self) -> Bins:
         """The bins of everything added so far."""
-        self._flush()
+        self.settle()
         return self._bins
 
     @property
     def bits(self) -> int:
         """Bits of the float32 pattern that are kept, 32 = every distinct score has its bin."""
-        self._flush()
+        self.settle()
         return KEY_BITS - self.shift
 
     def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> None:
@@ -106,16 +107,17 @@ class PixelHistogram:
         self._pending_normal.append(keys.ravel())
         self._num_pending += mask.size
         if self._num_pending >= PENDING_PIXELS:
-            self._flush()
+            self.settle()
 
     def merge(self, other: "PixelHistogram") -> None:
         """Add the counts of `other`, which keeps its own."""
         theirs = other.bins
-        self._flush()
+        self.settle()
         self._count_regions(other.num_regions)
         self._absorb(other.shift, theirs.keys, theirs.counts)
 
-    def _flush(self) -> None:
+    def settle(self) -> None:
+        """Count the pixels that were added but wait in memory; reading or merging does it too."""
         if not self._num_pending:
             return
         shift = np.uint32(self.shift)
@@ -147,6 +149,8 @@ class PixelHistogram:
 
 def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Sorted distinct keys and counts int64 [3, n] of pixels: normal ones without weights, anomalous ones with."""
+    if weights is None and keys.size and keys.max() - keys.min() < DENSE_SPAN:
+        return _tally_dense(keys)
     if weights is None:
         keys = np.sort(keys)
     else:
@@ -158,6 +162,15 @@ def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndar
     if weights is not None:
         counts[WEIGHT] = np.add.reduceat(weights, starts)
     return keys[starts], counts
+
+
+def _tally_dense(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low = keys.min()
+    pixels = np.bincount(keys - low)
+    occupied = np.flatnonzero(pixels)
+    counts = np.zeros((3, occupied.size), dtype=np.int64)
+    counts[NORMAL] = pixels[occupied]
+    return occupied.astype(np.uint32) + low, counts
 
 
 def _join_equal(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -51,6 +51,7 @@ class EvaluationState:
         self.protocol = protocol
         self.classes: dict[str, ClassState] = {}
         self._class_of: dict[str, str] = {}
+        self._current: ClassState | None = None
 
     def __len__(self) -> int:
         return len(self._class_of)
@@ -75,6 +76,9 @@ class EvaluationState:
         """
         self._check(scored)
         state = self.class_state(scored.class_name)
+        if self._current is not None and self._current is not state:
+            self._current.histogram.settle()  # only one class holds uncounted pixels
+        self._current = state
         state.histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)

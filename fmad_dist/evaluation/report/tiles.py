@@ -94,13 +94,13 @@ def _heat_png(anomaly_map: np.ndarray, low: float, high: float) -> bytes:
 
 def _outline(mask_png: bytes, width: int, height: int) -> str:
     """The borders of the mask's regions as closed SVG paths, in pixels of the image."""
-    from skimage.measure import approximate_polygon, find_contours
+    from contourpy import contour_generator  # comes with matplotlib
 
     mask = np.asarray(Image.open(io.BytesIO(mask_png)), dtype=np.float64)
     scale = np.array([width / mask.shape[1], height / mask.shape[0]])
     paths = []
-    for contour in find_contours(np.pad(mask, 1), 0.5):
-        points = (approximate_polygon(contour, tolerance=0.4)[:, ::-1] - 0.5) * scale  # pad 1, pixel centres at + 0.5
+    for line in contour_generator(z=np.pad(mask, 1)).lines(0.5):
+        points = (np.asarray(line) - 0.5) * scale  # one pixel of padding, pixel centres at + 0.5
         paths.append("M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points.tolist()) + "Z")
     return "".join(paths)
 
