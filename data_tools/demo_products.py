@@ -1,5 +1,6 @@
 """Writes the demo dataset: an MVTec-style tree of rendered products, the same bytes on every run, no download."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from data_tools.demo.plate import PLATE
 from data_tools.demo.product import Product, flaw_mask, photograph, shows
 from data_tools.rendition import png_bytes
 from fmad_dist.errors import UserError, first_line
+from fmad_dist.storage import TEMPORARY_PREFIX
 
 PRODUCTS: tuple[Product, ...] = (BLISTER, BRICK, FABRIC, GEAR, PLATE)
 NUM_TRAIN, NUM_TEST_GOOD, NUM_TEST_DEFECT = 44, 13, 18
@@ -29,17 +31,21 @@ source: rendered by fmad data demo, seed {seed}
 def make_demo_tree(out: Path, *, seed: int = 0, size: int = 256) -> None:
     """Write `<out>/<class>/{train,test,ground_truth}/...` for every product, images of `size` x `size` pixels.
 
-    Defects get exact masks: every pixel that differs from a photograph of the same specimen without the defect.
+    Defects get exact masks: every pixel that differs from a photograph of the same specimen without the defect. The
+    tree appears at `out` when it is complete, so a folder that exists is a whole one.
 
     Raises:
         UserError: `out` holds something already, or cannot be written.
     """
+    unfinished = out.parent / f"{TEMPORARY_PREFIX}{out.name}"
     try:
         if out.exists() and any(out.iterdir()):
             raise UserError(f"{out}: is not empty; give a new folder for the demo images.")
+        shutil.rmtree(unfinished, ignore_errors=True)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda product: _write_product(out / product.name, product, seed, size), PRODUCTS))
-        (out / "SOURCE.txt").write_text(_SOURCE_NOTE.format(seed=seed), encoding="utf-8")
+            list(pool.map(lambda product: _write_product(unfinished / product.name, product, seed, size), PRODUCTS))
+        (unfinished / "SOURCE.txt").write_text(_SOURCE_NOTE.format(seed=seed), encoding="utf-8")
+        unfinished.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({first_line(error)}); choose another folder.") from None
 

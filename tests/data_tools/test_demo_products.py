@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_tools import demo_products
 from data_tools.demo.product import photograph, shows
@@ -66,6 +67,30 @@ def test_a_defect_that_does_not_show_is_told():
     clear[0, :4] += 10
     assert not shows(normal, faint)
     assert shows(normal, clear)
+
+
+def test_saved_masks_are_those_of_the_rendering(small, tmp_path):
+    make_demo_tree(tmp_path / "tree", size=96)
+    for product in PRODUCTS:
+        flaw = min(product.flaws)
+        flawed, mask = _defective(product, 96, (0, 2, 0), flaw)
+        assert np.array_equal(read(tmp_path / "tree" / product.name / "test" / flaw / "000.png"), flawed)
+        saved = read(tmp_path / "tree" / product.name / "ground_truth" / flaw / "000_mask.png")
+        assert np.array_equal(saved, mask * 255)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_interrupted_tree_is_not_taken_for_a_whole_one(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(demo_products, "PRODUCTS", (*PRODUCTS[:1], None))
+        with pytest.raises(AttributeError):
+            make_demo_tree(tmp_path / "tree", size=96)
+    assert not (tmp_path / "tree").exists()
+    make_demo_tree(tmp_path / "tree", size=96)
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
 
 
 def test_folder_in_use(tmp_path):
