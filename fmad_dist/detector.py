@@ -68,6 +68,9 @@ class Detections:
 class Detector(nn.Module):
     """`detector(images)` for uint8 RGB [B, 3, S, S], S = spec.features.image_size; no label is needed."""
 
+    class_means: Tensor
+    thresholds: Tensor
+
     def __init__(self, spec: DetectorSpec) -> None:
         super().__init__()
         self.spec = spec

@@ -22,6 +22,7 @@ class Progress:
         self._console = Console(file=sys.stderr)
         self._bar: RichProgress | None = None
         self._last_line = time.monotonic()
+        self._note = ""
 
     def __enter__(self) -> "Progress":
         if self.shown and self._console.is_terminal:
@@ -41,14 +42,16 @@ class Progress:
     def advance(self, count: int, note: str | None = None) -> None:
         self.done += count
         if self._bar is not None:
-            fields = {} if note is None else {"note": note}
-            self._bar.update(self._task, completed=self.done, **fields)
-        elif self.shown and time.monotonic() - self._last_line > QUIET_INTERVAL:
-            self._line(note)
+            self._note = note or self._note
+            self._bar.update(self._task, completed=self.done, note=self._note)
+            return
+        self._note = note or self._note
+        if self.shown and time.monotonic() - self._last_line > QUIET_INTERVAL:
+            self._line(self._note)
 
-    def _line(self, note: str | None) -> None:
+    def _line(self, note: str) -> None:
         self._last_line = time.monotonic()
-        print(f"{self.title}: {self.done}/{self.total} {note or ''}".rstrip(), file=sys.stderr, flush=True)
+        print(f"{self.title}: {self.done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,10 +4,10 @@ accelerate launch --config_file launcher/accelerate/cpu_zero2.yaml launcher/trai
 """
 
 import argparse
-import sys
 
 from fmad_dist.config import load_config
 from fmad_dist.errors import UserError
+from fmad_dist.launch import exit_with
 from fmad_dist.world import World
 
 
@@ -22,9 +22,7 @@ def main() -> None:
 
         train(config, World.from_environment())
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.stderr.flush()
-        sys.exit(2)
+        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ Stages of different stride are brought to one grid: finer maps by adaptive avera
 reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling.
 """
 
+import difflib
 import hashlib
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,16 +40,20 @@ class Backbone(nn.Module):
     precision of the cache, hence of every consumer.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, spec: FeatureSpec, chunk: int = 8) -> None:
         super().__init__()
         self.spec = spec
         self.chunk = chunk
-        self.net = _create(spec)
-        config = self.net.pretrained_cfg if hasattr(self.net, "pretrained_cfg") else self.net.default_cfg
+        net: Any = _create(spec)  # timm's feature extractors have attributes that nn.Module does not declare
+        config = net.pretrained_cfg if hasattr(net, "pretrained_cfg") else net.default_cfg
         for name in ("mean", "std"):
             values = torch.tensor(config[name], dtype=torch.float32).view(1, 3, 1, 1) * 255.0
             self.register_buffer(name, values, persistent=False)
-        self.num_channels = sum(self.net.feature_info.channels())
+        self.num_channels = int(sum(net.feature_info.channels()))
+        self.net: nn.Module = net
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -103,8 +110,6 @@ def load_backbone(spec: FeatureSpec, weights: str = "auto") -> Backbone:
 
 def _create(spec: FeatureSpec) -> nn.Module:
     if not timm.is_model(spec.backbone):
-        import difflib
-
         near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()."
         raise UserError(f"features.backbone: timm does not know {spec.backbone!r}{hint}")
@@ -142,6 +147,7 @@ def _bundled_weights(name: str) -> dict[str, Tensor]:
 
 
 def _hub_weights(name: str) -> dict[str, Tensor]:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury our sentence
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # hub clients raise many unrelated types; all of them mean: no weights

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 class Whitening(nn.Module):
     """x -> (x - mean) / std per channel, float32 [B, C, G, G] -> float32 [B, C, G, G]; statistics are saved buffers."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_channels))

@@ -44,6 +44,8 @@ class DiT(nn.Module):
     The class is optional always: entry `num_classes` of the embedding is "unknown" and is used when y is None.
     """
 
+    positions: Tensor
+
     def __init__(self, spec: DiTSpec, checkpointing: bool = False) -> None:
         super().__init__()
         self.spec = spec
@@ -83,10 +85,10 @@ class DiT(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
-        zeroed = [self.final_modulation, self.head, *(block.modulation for block in self.blocks)]  # type: ignore[union-attr]
-        for layer in zeroed:  # adaLN-Zero: every block starts as the identity, the network as zero
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        gates = [module.modulation for module in self.modules() if isinstance(module, Block)]
+        for layer in (self.final_modulation, self.head, *gates):  # adaLN-Zero: blocks start as identity, output as 0
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
 
 class Block(nn.Module):
@@ -117,6 +119,8 @@ class Block(nn.Module):
 
 class TimeEmbedding(nn.Module):
     """Sinusoids of 1000 t through a two-layer MLP: (B,) -> (B, D)."""
+
+    rates: Tensor
 
     def __init__(self, width: int, frequencies: int = 128) -> None:
         super().__init__()

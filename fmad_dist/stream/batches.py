@@ -99,7 +99,7 @@ def stream_batches(
     """
     loader: DataLoader = DataLoader(
         dataset,
-        sampler=(batch.tolist() for batch in positions),  # type: ignore[arg-type]  # a sampler may yield any key
+        sampler=(batch.tolist() for batch in positions),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,

@@ -1,12 +1,11 @@
 """Bytes of one sample out of a shard, verified against the index and decoded."""
 
 import hashlib
-import io
 
 import numpy as np
-from PIL import Image
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.errors import UserError
+from fmad_dist.images import open_image, to_rgb
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import Dataset, Sample, Span
 
@@ -25,15 +24,13 @@ class SampleReader:
             UserError: the shard is missing, truncated or changed.
         """
         sample = self.dataset.sample(row)
-        return decode_image(self._verified(sample, sample.image), f"{sample.sample_id} in {self._where(sample)}")
+        data = self._verified(sample, sample.image)
+        return np.asarray(to_rgb(open_image(data, sample.sample_id), sample.sample_id))
 
-    def mask(self, row: int) -> np.ndarray:
-        """The union of the sample's masks as bool [H, W]; all False for a normal image."""
+    def masks(self, row: int) -> list[np.ndarray]:
+        """The sample's stored masks, undecoded values [H, W] each; empty for a normal image."""
         sample = self.dataset.sample(row)
-        mask = np.zeros((sample.height, sample.width), dtype=bool)
-        for span in sample.masks:
-            mask |= np.asarray(Image.open(io.BytesIO(self._verified(sample, span)))) != 0
-        return mask
+        return [np.asarray(open_image(self._verified(sample, span), sample.sample_id)) for span in sample.masks]
 
     def _where(self, sample: Sample) -> str:
         return self.store.url_of(sample.shard)
@@ -46,16 +43,3 @@ class SampleReader:
                 "was truncated or changed; restore it or convert the dataset again."
             )
         return data
-
-
-def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Encoded image bytes -> uint8 RGB [H, W, 3].
-
-    Raises:
-        UserError: the bytes are not a complete image; the sentence names `where`.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: not a readable image ({first_line(error)}); replace or remove the file.") from None

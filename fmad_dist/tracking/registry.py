@@ -32,18 +32,87 @@ def register_detector(detector: Path, config: RunConfig, run_id: str) -> str:
     return version
 
 
+def register_run(run: Path) -> str:
+    """Register the detector of a finished run again or for the first time; returns its models:/ URI.
+
+    Raises:
+        UserError: the run is not finished, or the server refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    from fmad_dist.config import parse_config
+    from fmad_dist.tracking.record import RunRecord
+    from fmad_dist.tracking.runs import TrackedRun
+
+    if not (run / "detector" / "detector.json").is_file():
+        raise UserError(f"{run}: no detector in it; give the directory of a finished training run.")
+    import yaml
+
+    config = parse_config(yaml.safe_load((run / "config.yaml").read_text()), source=str(run / "config.yaml"))
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"mlflow": True})})
+    known = json.loads((run / "tracking.json").read_text())["run_id"] if (run / "tracking.json").exists() else None
+    try:
+        tracked = TrackedRun(config, RunRecord(run, is_main=True))
+        tracked.start(known)
+        return f"models:/{config.tracking.model_name}/{tracked.register(run / 'detector')}"
+    except MlflowException as error:
+        raise UserError(f"{run}: the registry cannot be used ({first_line(error)}).") from None
+
+
+def use_registry(uri: str | None) -> None:
+    """Point MLflow at `uri`, or at the sqlite file beside local runs when there is no other word."""
+    local = Path("runs/mlflow.db").resolve()
+    if uri is None and local.exists():
+        uri = f"sqlite:///{local}"
+    if uri is not None:
+        connect(uri)
+
+
+def log_evaluation(model: str, results: Path) -> None:
+    """Copy metrics and report of an evaluated registry version to its run and tag the version.
+
+    Does nothing for detectors that are not in a registry.
+    """
+    if not model.startswith("models:/"):
+        return
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    body = json.loads((results / "results.json").read_text())
+    try:
+        client = mlflow.MlflowClient()
+        version = _version_of(client, model)
+        means = {f"test_{name}": value for name, value in body["mean"].items() if isinstance(value, float)}
+        for name, value in means.items():
+            client.log_metric(version.run_id, name, value)
+            client.set_model_version_tag(version.name, version.version, f"fmad.{name}", f"{value:.6f}")
+        client.set_model_version_tag(version.name, version.version, "fmad.protocol", json.dumps(body["protocol"]))
+        for name in ("results.json", "results.csv", "report.html"):
+            client.log_artifact(version.run_id, str(results / name), artifact_path="evaluation")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{results}: complete, but MLflow did not take a copy ({first_line(error)}).") from None
+
+
+def _version_of(client: Any, model: str) -> Any:
+    """The model version behind models:/NAME/VERSION or models:/NAME@ALIAS."""
+    name = model.removeprefix("models:/")
+    if "@" in name:
+        return client.get_model_version_by_alias(*name.split("@", 1))
+    return client.get_model_version(*name.split("/", 1))
+
+
 def download_model(uri: str) -> Path:
     """The files of a registered model as a local folder.
 
     Raises:
         UserError: the registry has no such model or version, or cannot be reached.
     """
+    import atexit
+
     import mlflow
     from mlflow.exceptions import MlflowException
 
     target = Path(tempfile.mkdtemp(prefix="fmad-model-"))
-    import atexit
-
     atexit.register(shutil.rmtree, target, ignore_errors=True)
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
@@ -61,15 +130,13 @@ def _log_model(detector: Path, name: str, run_id: str) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
 
-    from fmad_dist.tracking.pyfunc import MODEL_CODE
-
     size = json.loads((detector / "detector.json").read_text())["features"]["image_size"]
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3), "images")])
     outputs = Schema([ColSpec("double", "score"), ColSpec("boolean", "anomalous"), ColSpec("string", "class_name")])
     with mlflow.start_run(run_id=run_id):
         logged: Any = mlflow.pyfunc.log_model(
             name="detector",
-            python_model=str(MODEL_CODE),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"detector": str(detector)},
             signature=ModelSignature(inputs, outputs),
             pip_requirements=["fmad-dist"],

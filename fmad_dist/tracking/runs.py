@@ -46,8 +46,8 @@ class TrackedRun:
             self._client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(
-                f"tracking.uri: the MLflow server {uri} cannot be used ({first_line(error)}); start it, correct the URI "
-                "or set tracking.mlflow=false."
+                f"tracking.uri: the MLflow server {uri} cannot be used ({first_line(error)}); start it, correct "
+                "the URI or set tracking.mlflow=false."
             ) from None
         self.record.write("tracking.json", json.dumps({"uri": uri, "run_id": self.run_id}))
 
@@ -65,39 +65,53 @@ class TrackedRun:
         except MlflowException as error:
             self.lost_batches += 1
             if self.lost_batches == 1:
-                print(
-                    f"warning: MLflow does not take metrics ({first_line(error)}); the local record goes on.",
-                    file=sys.stderr,
-                )
+                _warn(f"MLflow does not take metrics ({first_line(error)}); the local record goes on.")
 
     def finish(self, detector: Path) -> None:
         """Register the detector and close the run; problems are said with the command that repairs them."""
         if not self.enabled:
             return
-        from fmad_dist.tracking.registry import register_detector
-
         try:
-            version = register_detector(detector, self.config, str(self.run_id))
-            self._client.set_terminated(self.run_id)
+            version = self.register(detector)
             print(f"registered models:/{self.config.tracking.model_name}/{version} (alias candidate)", flush=True)
         except UserError as error:
-            print(f"warning: {error} Later: fmad registry register --run {detector.parent}", file=sys.stderr)
+            _warn(f"{error} Later: fmad registry register --run {detector.parent}")
         if self.lost_batches:
-            print(
-                f"warning: {self.lost_batches} metric records did not reach MLflow; metrics.jsonl has all.",
-                file=sys.stderr,
-            )
+            _warn(f"{self.lost_batches} metric records did not reach MLflow; metrics.jsonl has them all.")
+
+    def register(self, detector: Path) -> str:
+        """A new version of the registered model from a detector folder; noted in `registered.json`.
+
+        Raises:
+            UserError: the server refuses.
+        """
+        from fmad_dist.tracking.registry import register_detector
+
+        version = register_detector(detector, self.config, str(self.run_id))
+        name = self.config.tracking.model_name
+        self.record.write("registered.json", json.dumps({"name": name, "version": version}))
+        return version
 
     def _create(self) -> str:
         name = self.config.tracking.experiment
         found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name, self._artifacts())
         run = self._client.create_run(experiment, run_name=self.config.name)
         from mlflow.entities import Param
 
         params = [Param(key, str(value)[:500]) for key, value in flat_config(self.config).items()]
         self._client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
+
+    def _artifacts(self) -> str | None:
+        """Beside a sqlite file, artifacts go to the runs' folder; a real server knows its own place."""
+        if not tracking_uri(self.config).startswith("sqlite:"):
+            return None
+        return (Path(self.config.output) / "mlartifacts").resolve().as_uri()
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def connect(uri: str) -> Any:

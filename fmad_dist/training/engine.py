@@ -64,7 +64,7 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout) -> Any:
     from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
     quiet_libraries()
-    # The launcher notes its own defaults for fields that our complete DeepSpeed configuration sets, and would refuse both.
+    # The launcher notes defaults of its own for fields that our complete configuration sets, and would refuse both.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout))
     backend = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)
@@ -122,7 +122,7 @@ def quiet_libraries() -> None:
     """Keep DeepSpeed's and accelerate's start-up chatter out of the log; their warnings and errors stay."""
     import logging
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    for name in ("DeepSpeed", "torch.distributed", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*(barrier|device_id|lr_scheduler).*")

@@ -1,0 +1,133 @@
+"""The `fmad` command. Heavy imports happen inside the commands, so that help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_tools.cli import app as data_app
+from fmad_dist.errors import UserError
+from fmad_dist.launch import JobFailed
+
+app = typer.Typer(
+    help="Distributed flow-matching anomaly detection for visual inspection.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+registry_app = typer.Typer(help="Registered versions of the detector.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(registry_app, name="registry")
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration, see configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that replace the file's.")
+]
+Processes = Annotated[int, typer.Option("--processes", help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default runs/mlflow.db."),
+]
+ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a run directory or a detector folder.")]
+
+
+@app.command()
+def train(config: ConfigOption, overrides: Overrides = None, processes: Processes = 0) -> None:
+    """Train on this machine; the same job on many nodes is `accelerate launch launcher/train.py`."""
+    from fmad_dist.config import load_config
+    from fmad_dist.launch import default_processes, launch
+    from fmad_dist.training.preflight import check_job
+
+    values = overrides or []
+    resolved = load_config(config, values)  # said here, bad input is one sentence and not one per process
+    count = processes or default_processes()
+    check_job(resolved, count)
+    launch("train.py", ["--config", str(config), *values], count)
+    typer.echo(f"run directory: {resolved.run_dir}")
+
+
+@app.command()
+def evaluate(
+    model: ModelOption,
+    manifest: Annotated[list[str], typer.Option("--manifest", help="URL of a converted dataset; repeatable.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results.json, CSV files and report.html.")],
+    processes: Processes = 0,
+    workers: Annotated[int, typer.Option(help="Reader processes per rank.")] = 0,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score every test image exactly once and write metrics and a report."""
+    from fmad_dist.detector import locate_detector
+    from fmad_dist.evaluation.summary import print_summary
+    from fmad_dist.launch import default_processes, launch
+    from fmad_dist.stream.mixture import Mixture
+    from fmad_dist.tracking.registry import log_evaluation, use_registry
+
+    use_registry(tracking_uri)
+    Mixture.load(manifest)
+    folder = locate_detector(model)
+    arguments = ["--model", str(folder), "--name", model, "--out", str(out), "--workers", str(workers)]
+    arguments += [word for url in manifest for word in ("--manifest", url)]
+    launch("evaluate.py", arguments, processes or default_processes())
+    print_summary(out)
+    log_evaluation(model, out)
+
+
+@app.command()
+def predict(
+    model: ModelOption,
+    source: Annotated[str, typer.Option("--source", help="Folder of images: a path or any fsspec URL.")],
+    out: Annotated[str, typer.Option("--out", help="Where scores.csv, maps/ and overlays/ go.")],
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Score unlabelled images: a table with decisions, heat maps and overlays."""
+    from fmad_dist.detector import Detector
+    from fmad_dist.predict import predict as run
+    from fmad_dist.tracking.registry import use_registry
+
+    use_registry(tracking_uri)
+    summary = run(Detector.load(model), source, out)
+    typer.echo(f"{summary.num_images} images, {summary.num_anomalous} anomalous: {out}/scores.csv")
+    if summary.unreadable:
+        raise UserError(f"{len(summary.unreadable)} images could not be scored, first: {summary.unreadable[0]}")
+
+
+@registry_app.command()
+def register(
+    run: Annotated[Path, typer.Option("--run", help="Directory of a finished training run.")],
+) -> None:
+    """Register the detector of a finished run as a new version with the alias `candidate`."""
+    from fmad_dist.tracking.registry import register_run
+
+    typer.echo(f"registered {register_run(run)} (alias candidate)")
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A real tree in the MVTec AD layout; default: make a small dataset.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    config: ConfigOption = Path("configs/demo.yaml"),
+    processes: Processes = 0,
+) -> None:
+    """The whole system once: data, shards, training, evaluation, registry, prediction, report."""
+    from fmad_dist.demo import run_demo
+
+    typer.echo(run_demo(data, out, config, processes))
+
+
+def main() -> None:
+    """Run the command; bad input ends in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except JobFailed as error:
+        typer.echo(f"error: {error}; its own message is above.", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

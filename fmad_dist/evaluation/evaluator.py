@@ -1,0 +1,129 @@
+"""Score every test image exactly once on any number of processes, and merge to exact results.
+
+Work is dealt in fixed batches of consecutive samples, and on a CPU every process computes with one thread, so that an
+image's scores have the same bits whoever computes them. One collective at the end carries the states to the main rank.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fmad_dist.detector import Detector
+from fmad_dist.errors import UserError
+from fmad_dist.evaluation.protocol import mask_on_map
+from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+from fmad_dist.progress import Progress
+from fmad_dist.stream.batches import Failure, ImageSource
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.world import World
+
+BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TestBatch:
+    """Consecutive test samples with their pixels uint8 [B, 3, S, S] and masks bool [M, M] each."""
+
+    rows: tuple[int, ...]
+    images: torch.Tensor
+    masks: tuple[np.ndarray, ...]
+
+
+class TestImages(Dataset):
+    """Batches addressed by lists of global indices."""
+
+    def __init__(self, mixture: Mixture, image_size: int, map_size: int) -> None:
+        self.mixture = mixture
+        self.source = ImageSource(mixture, image_size)
+        self.map_size = map_size
+
+    def __getitem__(self, rows: Sequence[int]) -> TestBatch | Failure:
+        try:
+            images = torch.stack([self.source.read(row) for row in rows])
+            return TestBatch(tuple(rows), images, tuple(self._mask(row) for row in rows))
+        except UserError as error:
+            return Failure(str(error))
+
+    def _mask(self, row: int) -> np.ndarray:
+        dataset, position = self.mixture.locate(row)
+        return mask_on_map(self.source.readers[dataset.name].masks(position), self.map_size)
+
+
+def evaluate_share(
+    detector: Detector, mixture: Mixture, world: World, device: torch.device, workers: int
+) -> EvaluationState:
+    """The state of this rank's share of the test split.
+
+    Raises:
+        UserError: a test image cannot be read, or its class was never trained on.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    rows = mixture.rows("test")
+    batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)][world.rank :: world.size]
+    protocol = detector.spec.protocol
+    state = EvaluationState(protocol)
+    images = TestImages(mixture, detector.image_size, protocol.map_size)
+    detector = detector.to(device)
+    total = sum(len(batch) for batch in batches)
+    with Progress("evaluate", total, shown=world.is_main) as progress:
+        for batch in _read(images, batches, workers):
+            found = detector(batch.images)
+            scores, maps = found.scores.tolist(), found.maps.float().cpu().numpy()
+            for position, row in enumerate(batch.rows):
+                state.update(_scored(mixture, row, batch, position, scores[position], maps[position]))
+            progress.advance(len(batch.rows))
+    return state
+
+
+def merge_states(parts: Sequence[bytes], mixture: Mixture) -> EvaluationState:
+    """One state from the encoded states of all ranks.
+
+    Raises:
+        UserError: the scored ids are not exactly the test split of the manifests.
+    """
+    state = EvaluationState.from_bytes(parts[0])
+    for part in parts[1:]:
+        state.merge(EvaluationState.from_bytes(part))
+    wanted = {mixture.sample_id(int(row)) for row in mixture.rows("test")}
+    missing, extra = sorted(wanted - state.sample_ids), sorted(state.sample_ids - wanted)
+    if missing or extra:
+        raise UserError(
+            f"evaluation: {len(missing)} test images were not scored and {len(extra)} are not in the manifests (first: "
+            f"{(missing + extra)[0]}); run the evaluation again on unchanged manifests."
+        )
+    return state
+
+
+def _scored(
+    mixture: Mixture, row: int, batch: TestBatch, position: int, score: float, anomaly_map: np.ndarray
+) -> ScoredImage:
+    dataset, place = mixture.locate(row)
+    sample = dataset.sample(place)
+    return ScoredImage(
+        sample_id=sample.sample_id,
+        class_name=f"{sample.dataset}/{sample.class_name}",
+        label=sample.label,
+        defect_type=sample.defect_type,
+        image_score=score,
+        anomaly_map=anomaly_map,
+        mask=batch.masks[position],
+        image=batch.images[position].permute(1, 2, 0).numpy(),
+    )
+
+
+def _read(images: TestImages, batches: list[list[int]], workers: int) -> Iterator[TestBatch]:
+    loader: DataLoader = DataLoader(
+        images,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    for item in loader:
+        if isinstance(item, Failure):
+            raise UserError(item.message)
+        yield item

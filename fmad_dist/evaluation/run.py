@@ -1,0 +1,85 @@
+"""A whole evaluation: load the detector, score on all ranks, write results, report and tracking on the main one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fmad_dist.detector import Detector
+from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
+from fmad_dist.evaluation.report.html import write_report
+from fmad_dist.evaluation.results import Results, write_results
+from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.world import World
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate and where results go."""
+
+    model: str
+    name: str
+    manifests: Sequence[str]
+    out: Path
+    workers: int = 0
+
+
+def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
+    """Every rank calls; the main rank returns the results, the others None.
+
+    Raises:
+        UserError: the model or a manifest cannot be read, or a test image cannot be scored.
+    """
+    mixture = Mixture.load(options.manifests)
+    detector = Detector.load(options.model)
+    device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    _join(world)
+    state = evaluate_share(detector, mixture, world, device, options.workers)
+    parts = _gather(state.to_bytes(), world)
+    if parts is None:
+        return None
+    merged = merge_states(parts, mixture)
+    results = merged.compute()
+    _write(options, detector, mixture, merged, results)
+    return results
+
+
+def _write(
+    options: EvaluationOptions, detector: Detector, mixture: Mixture, state: EvaluationState, results: Results
+) -> None:
+    write_results(results, options.out)
+    spec = detector.spec
+    trained_on = ", ".join(f"{name} {digest[:12]}" for name, digest in spec.manifest_digests.items())
+    facts = {
+        "Model": options.name,
+        "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
+        "Network evaluations per image": str(detector.scorer.evaluations),
+        "Network": f"DiT {spec.network.width}x{spec.network.depth} on {spec.network.grid}x{spec.network.grid} tokens",
+        "Backbone": f"{spec.features.backbone} (weights {spec.backbone_digest[:12]})",
+        "Training steps": str(spec.train_step),
+        "Trained on": trained_on,
+        "Tested on": ", ".join(f"{d.name} {d.manifest.digest[:12]}" for d in mixture.datasets),
+        "Licences": ", ".join(f"{name}: {licence}" for name, licence in spec.licences.items()),
+    }
+    write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
+
+
+def _join(world: World) -> None:
+    if world.size > 1:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+
+
+def _gather(data: bytes, world: World) -> list[bytes] | None:
+    """The bytes of all ranks on the main rank, None elsewhere."""
+    if world.size == 1:
+        return [data]
+    import torch.distributed as dist
+
+    parts: list[bytes] | None = [b""] * world.size if world.is_main else None
+    dist.gather_object(data, parts, dst=0)
+    dist.destroy_process_group()
+    return parts

@@ -1,0 +1,31 @@
+"""The results of an evaluation in the terminal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of `<folder>/results.json`."""
+    return json.loads((folder / "results.json").read_text())
+
+
+def print_summary(folder: Path) -> None:
+    """A table of all classes and their mean, and where the files are."""
+    results = read_results(folder)
+    table = Table("class", "images", *COLUMNS, title=f"protocol {results['protocol']['name']}")
+    for name, values in results["classes"].items():
+        table.add_row(name, str(values["num_images"]), *(_number(values[column]) for column in COLUMNS))
+    table.add_section()
+    table.add_row("mean", "", *(_number(results["mean"][column]) for column in COLUMNS), style="bold")
+    Console().print(table)
+    print(f"report: {folder / 'report.html'}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,43 @@
+"""What can be wrong with a training job and is cheap to find out before any process is started."""
+
+import os
+from pathlib import Path
+
+from fmad_dist.config import RunConfig
+from fmad_dist.errors import UserError
+from fmad_dist.features.backbones import load_backbone
+from fmad_dist.features.prepare import feature_spec
+from fmad_dist.networks.dit import dit_spec
+from fmad_dist.stream.batches import ImageSource
+from fmad_dist.stream.mixture import Mixture, split_normals
+from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.training.checkpoint import list_checkpoints, read_state
+
+
+def check_job(config: RunConfig, processes: int) -> None:
+    """Check configuration, data, backbone, run directory and an existing checkpoint against each other.
+
+    Raises:
+        UserError: the first thing that would make the job fail.
+    """
+    BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
+    mixture = Mixture.load(config.data.manifests)
+    split = split_normals(mixture, config.data.holdout)
+    ImageSource(mixture, config.features.image_size)
+    _check_writable(config.run_dir)
+    backbone = load_backbone(feature_spec(config.features), config.features.weights)
+    found = list_checkpoints(config.run_dir / "checkpoints")
+    if found:
+        num_classes = len(mixture.class_names) if config.model.use_labels else 0
+        network = dit_spec(config.model.preset, backbone.num_channels, config.features.grid, num_classes)
+        classes = mixture.class_numbers[split.train]
+        plan = StreamPlan(split.train, classes, mixture.digest, config.train.seed, config.data.temperature)
+        read_state(found[-1], network, plan.digest)
+
+
+def _check_writable(folder: Path) -> None:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{folder}: cannot be created, {existing} is not a writable folder; choose another `output`.")

@@ -1,0 +1,35 @@
+"""Entry point of evaluation for `accelerate launch`; it needs no training processes.
+
+    accelerate launch --config_file launcher/accelerate/cpu_zero2.yaml launcher/evaluate.py \
+        --model models:/fmad@candidate --manifest data/mvtec_ad --out results/
+"""
+
+import argparse
+from pathlib import Path
+
+from fmad_dist.errors import UserError
+from fmad_dist.launch import exit_with
+from fmad_dist.world import World
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score every test image once and write metrics and a report.")
+    parser.add_argument("--model", required=True, help="run directory, detector folder or models:/ URI")
+    parser.add_argument("--name", help="what the report calls the model; default: --model")
+    parser.add_argument("--manifest", required=True, action="append", help="URL of a converted dataset; repeatable")
+    parser.add_argument("--out", required=True, type=Path, help="folder for results.json, CSV files and report.html")
+    parser.add_argument("--workers", type=int, default=0, help="reader processes per rank")
+    arguments = parser.parse_args()
+    try:
+        from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
+
+        options = EvaluationOptions(
+            arguments.model, arguments.name or arguments.model, arguments.manifest, arguments.out, arguments.workers
+        )
+        run_evaluation(options, World.from_environment())
+    except UserError as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
