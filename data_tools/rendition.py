@@ -7,8 +7,6 @@ resized to the nearest pixel; if that would lose the whole defect, every cell th
 
 import hashlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 
 from data_tools.readers.source import SourceImage
 from fmad_dist.errors import UserError, first_line
+from fmad_dist.images import decoding, open_image, square_rgb
 
 IMAGE_RESAMPLE = "lanczos, antialiased, 8 bit"
 MASK_RESAMPLE = "raw != 0, nearest; max-pooling where nearest would be empty"
@@ -73,20 +72,8 @@ def read_bytes(path: Path) -> bytes:
 
 def header_size(data: bytes, path: Path) -> tuple[int, int]:
     """(width, height) from the file's header, without decoding it."""
-    with _decoding(path), Image.open(io.BytesIO(data)) as image:
+    with decoding(path), Image.open(io.BytesIO(data)) as image:
         return image.size
-
-
-def open_image(data: bytes, path: Path) -> Image.Image:
-    """The completely decoded image in its own mode.
-
-    Raises:
-        UserError: the bytes are no image or end too early.
-    """
-    with _decoding(path):
-        image = Image.open(io.BytesIO(data))
-        image.load()
-        return image
 
 
 def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
@@ -98,20 +85,6 @@ def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -
             f"{path}: the mask is {mask[0]}x{mask[1]} but its image is {image[0]}x{image[1]}; "
             "export the mask in the image's size."
         )
-
-
-def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """8-bit RGB. 16-bit greys keep their full range (value / 257), so exposure stays comparable between images."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(f"{path}: pixel values outside 16 bit; save it as an 8- or 16-bit image.")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserError(f"{path}: floating-point pixels have no known range; save it as an 8- or 16-bit image.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def binary_mask(data: bytes, path: Path) -> np.ndarray:
@@ -151,10 +124,7 @@ def _pool(mask: np.ndarray, size: int) -> np.ndarray:
 def _image_bytes(data: bytes, image: Image.Image, path: Path, size: int) -> bytes:
     if image.size == (size, size) and _is_rgb8_png(data):
         return data
-    rgb = to_rgb(image, path)
-    if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.LANCZOS)
-    return png_bytes(rgb)
+    return png_bytes(square_rgb(image, size, path))
 
 
 def _is_rgb8_png(data: bytes) -> bool:
@@ -166,14 +136,3 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Turns whatever a decoder raises on damaged bytes into a `UserError` that names the file."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot be decoded as an image ({first_line(error)}); it may be truncated, replace it."
-        ) from error

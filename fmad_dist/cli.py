@@ -117,10 +117,10 @@ def demo(
     typer.echo(run_demo(data, out, config, processes))
 
 
-def main() -> None:
-    """Run the command; bad input ends in one sentence and exit code 2."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command (default: the process's arguments); bad input ends in one sentence and exit code 2."""
     try:
-        app()
+        app(args=arguments)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

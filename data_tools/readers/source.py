@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fmad_dist.errors import UserError
+from fmad_dist.images import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _NOTE_SUFFIXES = frozenset(
     {"", ".txt", ".md", ".json", ".csv", ".yaml", ".yml", ".xml", ".pdf", ".html", ".ini", ".db"}
 )

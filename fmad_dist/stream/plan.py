@@ -34,7 +34,8 @@ class StreamPlan:
     def digest(self) -> str:
         """SHA-256 that names this plan: equal digests read equal sequences."""
         rule = f"{self.content}|{self.seed}|{self.temperature!r}|".encode()
-        return hashlib.sha256(rule + self.indices.astype("<i8").tobytes() + self.quotas.tobytes()).hexdigest()
+        members = self.indices.astype("<i8").tobytes() + self.classes.astype("<i8").tobytes()
+        return hashlib.sha256(rule + members).hexdigest()
 
     @property
     def quotas(self) -> np.ndarray:

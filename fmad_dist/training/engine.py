@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+import fmad_dist
 from fmad_dist.config import TrainConfig
 from fmad_dist.errors import UserError
 from fmad_dist.stream.plan import BatchLayout
+from fmad_dist.world import World
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
 
@@ -104,6 +106,27 @@ def deepspeed_config(config: TrainConfig, layout: BatchLayout) -> dict[str, Any]
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
+    }
+
+
+def describe(engine: Engine, world: World) -> dict[str, Any]:
+    """What the run really runs on, for its record."""
+    import accelerate
+    import deepspeed
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "distributed_type": str(engine.accelerator.distributed_type).removeprefix("DistributedType."),
+        "zero_stage": engine.deepspeed.zero_optimization_stage(),
+        "world_size": world.size,
+        "device": gpu or "cpu",
+        "precision": str(engine.dtype).removeprefix("torch."),
+        "versions": {
+            "fmad-dist": fmad_dist.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "deepspeed": deepspeed.__version__,
+        },
     }
 
 

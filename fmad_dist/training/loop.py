@@ -26,7 +26,7 @@ from fmad_dist.training.checkpoint import (
     save_checkpoint,
 )
 from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import Engine, build_engine, gather_objects, start_accelerator
+from fmad_dist.training.engine import Engine, build_engine, describe, gather_objects, start_accelerator
 from fmad_dist.training.finish import finish_run
 from fmad_dist.training.schedule import learning_rate
 from fmad_dist.training.step import StepRunner
@@ -124,6 +124,7 @@ def resume(job: TrainJob) -> int:
     elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
         job.record.rewind(0)
     job.record.write("config.yaml", dump_config(job.config))
+    job.record.write("environment.json", json.dumps(describe(job.engine, job.world), indent=1))
     if job.world.is_main:
         job.tracked.start(state.tracking_run if state else None)
         if state:

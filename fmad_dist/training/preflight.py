@@ -1,6 +1,6 @@
 """What can be wrong with a training job and is cheap to find out before any process is started."""
 
-import os
+import tempfile
 from pathlib import Path
 
 from fmad_dist.config import RunConfig
@@ -24,7 +24,6 @@ def check_job(config: RunConfig, processes: int) -> None:
     mixture = Mixture.load(config.data.manifests)
     split = split_normals(mixture, config.data.holdout)
     ImageSource(mixture, config.features.image_size)
-    _check_writable(config.run_dir)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
     found = list_checkpoints(config.run_dir / "checkpoints")
     if found:
@@ -33,11 +32,13 @@ def check_job(config: RunConfig, processes: int) -> None:
         classes = mixture.class_numbers[split.train]
         plan = StreamPlan(split.train, classes, mixture.digest, config.train.seed, config.data.temperature)
         read_state(found[-1], network, plan.digest)
+    _check_writable(config.run_dir)
 
 
 def _check_writable(folder: Path) -> None:
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{folder}: cannot be created, {existing} is not a writable folder; choose another `output`.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another `output`.") from None

@@ -1,0 +1,70 @@
+"""Bad input to the commands: one sentence that names the place, exit code 2, no traceback."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from jobs import Job
+
+from fmad_dist import cli
+
+
+def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command in this process; returns its one error line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(list(arguments))
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.setps=3", "unknown key 'train.setps'; did you mean 'train.steps'?"),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
+        ("features.backbone=tf_eficientnet_lite0", "did you mean tf_efficientnet_lite0"),
+        ("features.taps=[0,9]", "cannot give the stages [0, 9]"),
+        ("features.weights=/nowhere/w.pth", "/nowhere/w.pth does not exist"),
+        ("features.image_size=128", "stores 64 px images"),
+        ("data.manifests=[/nowhere]", "/nowhere/manifest.json: not found"),
+        ("data.manifests=[]", "data.manifests: empty"),
+        ("train.global_batch=7", "not a multiple of the 2 processes"),
+        ("output=/proc/nowhere", "cannot be written"),
+        ("train.steps", "write it as section.key=value"),
+    ],
+)
+def test_train(job: Job, capsys: pytest.CaptureFixture[str], override: str, expected: str) -> None:
+    config = str(job.config())
+    assert expected in say(capsys, "train", "--config", config, "--processes", "2", "name=bad", override)
+    assert not job.run("bad").exists()
+
+
+def test_evaluate_and_predict_name_what_is_missing(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert "no detector here" in say(
+        capsys, "evaluate", "--model", str(tmp_path), "--manifest", job.manifest, "--out", out
+    )
+    assert "no detector here" in say(capsys, "predict", "--model", "nothing", "--source", out, "--out", out)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    text = say(capsys, "predict", "--model", "models:/none@x", "--tracking-uri", store, "--source", out, "--out", out)
+    assert "models:/none@x: not in the registry" in text
+
+
+def test_truncated_shard_names_the_shard(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(job.manifest, broken)
+    shard = next((broken / "shards").glob("train-*"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+    text = say(
+        capsys,
+        *("train", "--config", str(job.config()), "--processes", "2", "name=cut"),
+        f"data.manifests=[{broken}]",
+        f"features.cache={tmp_path / 'features'}",
+    )
+    assert f"{shard}" in text
+    assert "truncated or changed" in text
+    assert not list((tmp_path / "features").rglob("cache.json"))

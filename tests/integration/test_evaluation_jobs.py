@@ -1,0 +1,62 @@
+"""Evaluation, registry and prediction of a trained run, in real processes."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from jobs import Job, fmad
+from test_training_jobs import zero2  # noqa: F401  # the fixture: one trained run serves both files
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def registry(job: Job) -> str:
+    return f"sqlite:///{job.root / 'runs' / 'mlflow.db'}"
+
+
+def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: Path, registry: str) -> None:  # noqa: F811
+    outputs = []
+    for processes in (1, 2, 3):
+        out = job.root / f"results-{processes}"
+        model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
+        fmad("evaluate", *model, "--manifest", job.manifest, "--out", str(out), "--processes", str(processes))
+        names = ("results.json", "results.csv", "scores.csv", "report.html")
+        outputs.append({name: (out / name).read_bytes() for name in names})
+    assert outputs[0] == outputs[1] == outputs[2]
+    results = json.loads(outputs[0]["results.json"])
+    assert sorted(results["classes"]) == ["tiny/bar", "tiny/disc", "tiny/ring"]
+    assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
+    assert 0.5 < results["mean"]["image_auroc"] <= 1.0
+    check_registry(registry, results)
+
+
+def check_registry(registry: str, results: dict) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(registry, registry)
+    version = client.get_model_version_by_alias("fmad", "candidate")
+    assert float(version.tags["fmad.test_image_auroc"]) == pytest.approx(results["mean"]["image_auroc"], abs=1e-6)
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "6"
+    assert [m.step for m in client.get_metric_history(version.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert {f.path for f in client.list_artifacts(version.run_id, "evaluation")} >= {"evaluation/report.html"}
+
+
+def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:  # noqa: F811
+    source, out = job.root / "images" / "disc" / "test", job.root / "predictions"
+    model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
+    fmad("predict", *model, "--source", str(source), "--out", str(out))
+    with open(out / "scores.csv") as file:
+        predicted = {row["image"].removesuffix(".png"): row for row in csv.DictReader(file)}
+    with open(job.root / "results-1" / "scores.csv") as file:
+        evaluated = {row["sample_id"]: float(row["score"]) for row in csv.DictReader(file)}
+    assert len(predicted) == 9
+    for name, row in predicted.items():
+        assert float(row["score"]) == pytest.approx(evaluated[f"tiny/disc/test/{name}"], rel=1e-4)
+        assert row["class"] == "tiny/disc"
+        assert (row["decision"] == "anomalous") == (float(row["score"]) > float(row["threshold"]))
+        assert (out / "maps" / f"{name}.png.png").is_file()
+        assert (out / "overlays" / f"{name}.png.png").is_file()

@@ -1,0 +1,143 @@
+"""Training as users start it: real processes under accelerate + DeepSpeed ZeRO, over gloo on the CPU."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import Job, fmad
+from safetensors.numpy import load_file
+
+from fmad_dist.training.checkpoint import _file_digest, list_checkpoints
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 2e-5  # relative, of losses between layouts: the order of floating-point sums differs
+
+
+def train(job: Job, name: str, processes: int, *overrides: str) -> None:
+    fmad("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "detector" / "weights.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.fixture(scope="session")
+def zero2(job: Job) -> Path:
+    """The reference: ZeRO-2 on two processes, six steps without interruption, logged to a real MLflow store."""
+    train(job, "zero2", 2, "tracking.mlflow=true")
+    return job.run("zero2")
+
+
+def test_zero2_really_trains_under_deepspeed(job: Job, zero2: Path) -> None:
+    environment = json.loads((zero2 / "environment.json").read_text())
+    assert (environment["distributed_type"], environment["zero_stage"], environment["world_size"]) == (
+        "DEEPSPEED",
+        2,
+        2,
+    )
+    losses = job.losses("zero2")
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    moved = weights(zero2)["network.head.weight"]
+    assert np.abs(moved).max() > 0  # the head starts at zero
+    assert json.loads((zero2 / "registered.json").read_text()) == {"name": "fmad", "version": "1"}
+
+
+def test_every_training_sample_once_per_epoch_and_no_held_out(job: Job, zero2: Path) -> None:
+    samples = job.samples("zero2")
+    assert sorted(samples) == list(range(48))
+    epoch = [samples[position] for position in range(33)]  # 3 classes x (12 - 1 held out)
+    assert len(set(epoch)) == 33
+    assert len(set(samples.values())) == 33  # the second epoch brings no new ones, so held-out normals never train
+
+
+def test_zero3_agrees_resumes_and_exports_the_same_format(job: Job, zero2: Path) -> None:
+    train(job, "zero3", 2, "train.zero_stage=3")
+    assert json.loads((job.run("zero3") / "environment.json").read_text())["zero_stage"] == 3
+    assert job.samples("zero3") == job.samples("zero2")
+    np.testing.assert_allclose(job.losses("zero3"), job.losses("zero2"), rtol=TOLERANCE)
+    assert_same_weights(job.run("zero3"), zero2, 2e-4)
+    before = weights(job.run("zero3"))
+    forget_after(job.run("zero3"), 3)
+    train(job, "zero3", 2, "train.zero_stage=3")
+    for name, tensor in weights(job.run("zero3")).items():
+        np.testing.assert_allclose(tensor, before[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_zero2_resumed_equals_uninterrupted(job: Job, zero2: Path) -> None:
+    shutil.copytree(zero2, job.run("resumed"))
+    forget_after(job.run("resumed"), 3)
+    shutil.rmtree(job.run("resumed") / "detector")
+    train(job, "resumed", 2)
+    np.testing.assert_allclose(job.losses("resumed"), job.losses("zero2"), rtol=1e-6)
+    assert_same_weights(job.run("resumed"), zero2, 1e-6)
+    assert job.samples("resumed") == job.samples("zero2")
+
+
+def test_killed_while_saving_then_resumed_on_one_process(job: Job, zero2: Path) -> None:
+    """SIGKILL in the middle of the fourth checkpoint: what is left is complete, and one process goes on from it."""
+    run = job.run("killed")
+    command = ["train", "--config", str(job.config()), "--processes", "1", "name=killed", "train.checkpoint_every=1"]
+    kill_when(command, run / "checkpoints" / ".tmp-step-00000004")
+    assert (run / "checkpoints" / ".tmp-step-00000004").exists()
+    found = list_checkpoints(run / "checkpoints")
+    assert [path.name for path in found] == ["step-00000002", "step-00000003"]
+    for path in found:
+        for name, digest in json.loads((path / "checkpoint.json").read_text())["files"].items():
+            assert _file_digest(path / name) == digest
+    done = fmad(*command)
+    assert "resumed killed at step 3" in done.stdout
+    assert job.samples("killed") == job.samples("zero2")  # the same sequence on 1 process as on 2
+    np.testing.assert_allclose(job.losses("killed"), job.losses("zero2"), rtol=TOLERANCE)
+    assert_same_weights(run, zero2, 2e-4)
+    assert not list((run / "checkpoints").glob(".tmp-*"))
+
+
+def test_checkpoint_of_another_architecture_is_refused(job: Job, zero2: Path) -> None:
+    done = fmad("train", "--config", str(job.config()), "name=zero2", "model.use_labels=true", check=False)
+    assert done.returncode == 2
+    assert "another architecture (num_classes 0; the configuration says num_classes 3)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Make the run look as if it had been stopped after `step`."""
+    for path in list_checkpoints(run / "checkpoints"):
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+
+
+def kill_when(arguments: list[str], appeared: Path) -> None:
+    """Start fmad and SIGKILL the whole process group as soon as the path exists."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmad_dist.cli", *arguments],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not appeared.exists():
+        assert process.poll() is None, "the job ended before it wrote the checkpoint"
+        time.sleep(0.001)
+    kill_tree(process.pid)
+    process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    import psutil
+
+    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        os.kill(process.pid, signal.SIGKILL)
