@@ -4,6 +4,7 @@ Workers are started with forkserver, never fork: s3fs hangs in forked children, 
 A worker cannot raise a clean error through the loader, so it returns a `Failure` and the consumer raises.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,10 @@ class Batch:
     labels: Tensor  # int64 [B], position in the mixture's class names
     positions: Tensor  # int64 [B], stream positions: the key of each sample's noise and time
     sample_ids: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the loader looks for this method and leaves other objects pageable."""
+        return Batch(self.data.pin_memory(), self.labels.pin_memory(), self.positions.pin_memory(), self.sample_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ def stream_batches(
     Raises:
         UserError: a sample cannot be read; the sentence names its shard.
     """
+    if workers:  # import torch once in the server, not once in every worker
+        multiprocessing.set_forkserver_preload([__name__])
     loader: DataLoader = DataLoader(
         dataset,
         sampler=(batch.tolist() for batch in positions),

@@ -1,0 +1,127 @@
+"""Small converted datasets, a small backbone and a small detector that many tests share. They must not be changed."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from data_tools.sharder import Conversion, convert
+from fmad_dist.stream.mixture import Mixture
+
+if TYPE_CHECKING:
+    from fmad_dist.detector import Detector
+    from fmad_dist.features.backbones import Backbone
+
+settings.register_profile("shared-machine", deadline=None)  # a busy machine is not a failure
+settings.load_profile("shared-machine")
+
+SIDE = 64
+TRAIN_COUNTS = {"bolt": 5, "nut": 7, "washer": 12}
+
+MakeDataset = Callable[..., str]
+
+
+def save_image(path: Path, seed: int, side: int = SIDE) -> Path:
+    """Smooth colour blobs: unlike white noise they give every class and image features of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def build_dataset(root: Path, name: str = "tiny", counts: dict[str, int] | None = None, side: int = SIDE) -> str:
+    """Convert a tree with `counts` training images per class and 1 + 1 test images; returns the URL (a local path)."""
+    for number, (class_name, count) in enumerate((counts or TRAIN_COUNTS).items()):
+        folder = root / f"{name}-tree" / class_name
+        for image in range(count):
+            save_image(folder / "train" / "good" / f"{image:03d}.png", 1000 * number + image, side)
+        save_image(folder / "test" / "good" / "000.png", 1000 * number + 500, side)
+        save_image(folder / "test" / "hole" / "000.png", 1000 * number + 600, side)
+        mask = np.zeros((side, side), np.uint8)
+        mask[5:9, 6:12] = 255
+        (folder / "ground_truth" / "hole").mkdir(parents=True)
+        Image.fromarray(mask).save(folder / "ground_truth" / "hole" / "000_mask.png")
+    out = root / name
+    source = root / f"{name}-tree"
+    convert(Conversion(layout="mvtec", dataset=name, source=source, out=str(out), size=side, num_workers=1))
+    return str(out)
+
+
+@pytest.fixture(scope="session")
+def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three classes with 5, 7 and 12 training images of 64 px and two test images each. Read only."""
+    return build_dataset(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def own_copy(tiny_url: str, tmp_path: Path) -> Path:
+    """A copy of the tiny dataset that a test may damage."""
+    return Path(shutil.copytree(tiny_url, tmp_path / "own"))
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Converts another small dataset: `make_dataset(name, {"class": num_train}, side)` returns its URL."""
+
+    def make(name: str, counts: dict[str, int], side: int = 16) -> str:
+        return build_dataset(tmp_path, name, counts, side)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_mixture(tiny_url: str) -> Mixture:
+    return Mixture.load([tiny_url])
+
+
+@pytest.fixture(scope="session")
+def backbone() -> "Backbone":
+    """EfficientNet-Lite0 with its bundled weights on 64 px images and a 4 x 4 grid. Read only."""
+    from fmad_dist.features.backbones import FeatureSpec, load_backbone
+
+    return load_backbone(FeatureSpec("tf_efficientnet_lite0", (1, 2), 4, SIDE))
+
+
+@pytest.fixture
+def tiny_detector(backbone: "Backbone") -> "Detector":
+    """A calibrated detector with random flow weights and plausible whitening."""
+    return build_detector(backbone, thresholds=(1.0, 2.0))
+
+
+def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes: object) -> "Detector":
+    """A detector of as many classes as `thresholds`; `changes` replace fields of its specification."""
+    import torch
+
+    from fmad_dist.config import FeatureConfig, ScorerConfig
+    from fmad_dist.detector import Detector, DetectorSpec
+    from fmad_dist.evaluation.protocol import Protocol
+    from fmad_dist.networks.dit import DiTSpec
+    from fmad_dist.scoring.calibration import Calibration
+
+    spec = backbone.spec
+    fields: dict[str, object] = {
+        "features": FeatureConfig(backbone=spec.backbone, taps=spec.taps, grid=spec.grid, image_size=spec.image_size),
+        "backbone_digest": "0" * 64,
+        "network": DiTSpec(backbone.num_channels, spec.grid, width=32, depth=1, heads=2),
+        "scorer": ScorerConfig(steps=2),
+        "protocol": Protocol(map_size=32, top_percent=5.0),
+        "seed": 3,
+        "class_names": tuple(f"toy/{number}" for number in range(len(thresholds))),
+        "manifest_digests": {"toy": "1" * 64},
+        "licences": {"toy": "CC0"},
+        "train_step": 10,
+        "calibration": Calibration(tuple(thresholds), (4,) * len(thresholds), 0.01),
+    }
+    detector = Detector(DetectorSpec(**(fields | changes)))  # type: ignore[arg-type]
+    detector.backbone.load_state_dict(backbone.state_dict())
+    generator = torch.Generator().manual_seed(7)
+    for parameter in detector.network.parameters():
+        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    detector.whitening.std.fill_(2.0)
+    detector.class_means.copy_(torch.randn(detector.class_means.shape, generator=generator))
+    return detector

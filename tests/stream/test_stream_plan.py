@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmad_dist.errors import UserError
+from fmad_dist.stream.plan import BatchLayout, StreamPlan
+
+CLASS_SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+SEEDS = st.integers(0, 2**40)
+
+
+def make_plan(
+    sizes: list[int], seed: int = 0, temperature: float = 1.0, content: str = "content", first: int = 1000
+) -> StreamPlan:
+    """Indices that are neither contiguous nor grouped by class, so that positions and indices cannot be mixed up."""
+    classes = np.repeat(np.arange(len(sizes)), sizes)
+    classes = np.random.default_rng(0).permutation(classes)
+    return StreamPlan(first + 3 * np.arange(len(classes)), classes, content, seed, temperature)
+
+
+def appearances(plan: StreamPlan, order: np.ndarray) -> np.ndarray:
+    """How often each entry of `plan.indices` is in `order`; everything in `order` must be one of them."""
+    assert np.isin(order, plan.indices).all()
+    return np.array([(order == index).sum() for index in plan.indices])
+
+
+@given(CLASS_SIZES, SEEDS, st.integers(0, 1000))
+def test_temperature_1_reads_every_sample_exactly_once_per_epoch(sizes: list[int], seed: int, epoch: int) -> None:
+    plan = make_plan(sizes, seed)
+    assert plan.epoch_size == sum(sizes)
+    assert sorted(plan.epoch(epoch)) == sorted(plan.indices)
+
+
+@given(CLASS_SIZES, SEEDS, st.floats(1.0, 50.0))
+def test_an_epoch_keeps_the_quotas_and_spreads_them_evenly(sizes: list[int], seed: int, temperature: float) -> None:
+    plan = make_plan(sizes, seed, temperature)
+    order = plan.epoch(0)
+    counts = appearances(plan, order)
+    assert len(order) == plan.epoch_size
+    for number, quota in enumerate(plan.quotas):
+        own = counts[plan.classes == number]
+        assert own.sum() == quota
+        assert own.min() >= 1
+        assert own.max() - own.min() <= 1
+
+
+def test_quotas_by_hand() -> None:
+    assert make_plan([100, 25, 4], temperature=1.0).quotas.tolist() == [100, 25, 4]
+    assert make_plan([100, 25, 4], temperature=2.0).quotas.tolist() == [100, 50, 20]  # 100 * sqrt(n / 100)
+    assert make_plan([100, 25, 4], temperature=1e9).quotas.tolist() == [100, 100, 100]
+
+
+def test_the_samples_of_a_top_up_change_with_the_epoch() -> None:
+    plan = make_plan([10, 7], temperature=1e9)  # 3 of the 7 appear twice
+    doubled = {tuple(appearances(plan, plan.epoch(number)) == 2) for number in range(6)}
+    assert all(sum(choice) == 3 for choice in doubled)
+    assert len(doubled) > 1
+
+
+@given(CLASS_SIZES, SEEDS, st.integers(0, 500), st.integers(1, 200), st.sampled_from([1.0, 2.0, 7.5]))
+def test_the_stream_is_its_epochs_without_gap(
+    sizes: list[int], seed: int, start: int, count: int, temperature: float
+) -> None:
+    plan = make_plan(sizes, seed, temperature)
+    positions = np.arange(start, start + count)
+    last = (start + count) // plan.epoch_size
+    expected = np.concatenate([plan.epoch(number) for number in range(last + 1)])[positions]
+    np.testing.assert_array_equal(plan.at(positions), expected)
+
+
+@given(SEEDS)
+def test_positions_may_be_asked_in_any_order_and_shape(seed: int) -> None:
+    plan = make_plan([9, 4], seed)
+    positions = np.random.default_rng(seed).integers(0, 5 * plan.epoch_size, (6, 7))
+    one_by_one = [[make_plan([9, 4], seed).at(np.array([p]))[0] for p in row] for row in positions]
+    np.testing.assert_array_equal(plan.at(positions), one_by_one)
+
+
+def test_order_depends_on_seed_epoch_and_content_only() -> None:
+    reference = make_plan([30, 20])
+    order = reference.epoch(0)
+    reference.epoch(5), reference.epoch(2)
+    np.testing.assert_array_equal(reference.epoch(0), order)  # not on what was asked before
+    np.testing.assert_array_equal(make_plan([30, 20]).epoch(0), order)
+    for other in (reference.epoch(1), make_plan([30, 20], seed=1).epoch(0), make_plan([30, 20], content="x").epoch(0)):
+        assert not np.array_equal(other, order)
+
+
+def test_an_epoch_is_shuffled_across_classes() -> None:
+    plan = make_plan([100, 100])
+    of_index = dict(zip(plan.indices, plan.classes, strict=True))
+    first_half = [of_index[index] for index in plan.epoch(0)[:100]]
+    assert 30 < sum(first_half) < 70
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_plan([5, 5], content="other"),
+        make_plan([5, 5], seed=1),
+        make_plan([5, 5], temperature=1.5),
+        make_plan([5, 5], first=1001),
+        make_plan([5, 6]),
+        StreamPlan(make_plan([5, 5]).indices, np.arange(10) // 5, "content"),  # same class sizes, other members
+    ],
+    ids=["content", "seed", "temperature", "indices", "sizes", "classes"],
+)
+def test_digest_names_every_ingredient(other: StreamPlan) -> None:
+    assert other.digest != make_plan([5, 5]).digest
+
+
+def test_digest_is_stable() -> None:
+    plan = make_plan([5, 5])
+    before = plan.digest
+    plan.epoch(3)
+    assert plan.digest == before == make_plan([5, 5]).digest
+
+
+def test_equal_digests_read_equal_sequences_for_any_integer_type() -> None:
+    plan = make_plan([5, 5])
+    narrow = StreamPlan(plan.indices.astype(np.int32), plan.classes.astype(np.int16), "content")
+    assert narrow.digest == plan.digest
+    np.testing.assert_array_equal(narrow.epoch(0), plan.epoch(0))
+
+
+def test_a_class_number_without_samples_is_skipped() -> None:
+    plan = StreamPlan(np.arange(6), np.array([0, 0, 0, 2, 2, 2]), "content", temperature=3.0)
+    assert plan.epoch_size == 6
+    assert sorted(plan.epoch(0)) == list(range(6))
+
+
+def test_a_million_samples() -> None:
+    plan = make_plan([400_000, 300_000, 200_000, 100_000])
+    positions = BatchLayout.fit(1024, None, 64).positions(step=976, rank=63)  # straddles the first two epochs
+    assert plan.epoch_size == 1_000_000
+    assert len(plan.at(positions).ravel()) == 16
+    assert len(np.unique(plan.epoch(0))) == 1_000_000
+
+
+LAYOUTS = st.tuples(st.integers(1, 64), st.integers(1, 5), st.integers(1, 4))  # world size, micro batch, accumulation
+
+
+@given(LAYOUTS, st.integers(0, 10**9))
+def test_ranks_divide_a_step_completely_and_without_overlap(layout: tuple[int, int, int], step: int) -> None:
+    world, micro, accumulation = layout
+    total = world * micro * accumulation
+    fitted = BatchLayout.fit(total, micro, world)
+    assert fitted.accumulation == accumulation
+    parts = [fitted.positions(step, rank) for rank in range(world)]
+    assert all(part.shape == (accumulation, micro) for part in parts)
+    in_reading_order = np.stack(parts, axis=1).ravel()  # round by round, rank by rank
+    np.testing.assert_array_equal(in_reading_order, np.arange(step * total, (step + 1) * total))
+
+
+@settings(max_examples=30)
+@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3, 4, 6, 12]), SEEDS)
+def test_no_layout_changes_the_samples_of_a_step(world: int, micro: int, seed: int) -> None:
+    if 12 % (world * micro):
+        return
+    plan = make_plan([11, 6], seed)  # 17 samples: every second step straddles two epochs
+    layout = BatchLayout.fit(12, micro, world)
+    for step in range(4):
+        read = np.stack([layout.positions(step, rank) for rank in range(world)], axis=1).ravel()
+        np.testing.assert_array_equal(plan.at(read), plan.at(np.arange(12 * step, 12 * step + 12)))
+
+
+def test_positions_by_hand() -> None:
+    layout = BatchLayout.fit(8, 2, 2)
+    assert layout.positions(0, 0).tolist() == [[0, 1], [4, 5]]
+    assert layout.positions(1, 1).tolist() == [[10, 11], [14, 15]]
+
+
+def test_batches_continue_where_a_resume_starts() -> None:
+    layout = BatchLayout.fit(12, 2, 3)
+    whole = [batch.tolist() for batch in layout.batches(1, 0, 5)]
+    halves = [*layout.batches(1, 0, 2), *layout.batches(1, 2, 5)]
+    assert whole == [batch.tolist() for batch in halves]
+    assert len(whole) == 5 * layout.accumulation
+
+
+def test_64_ranks_share_a_class_of_54_images() -> None:
+    plan = make_plan([54])
+    layout = BatchLayout.fit(64, 1, 64)
+    read = [layout.positions(step, rank) for step in range(27) for rank in range(64)]  # 27 * 64 = 32 epochs
+    counts = appearances(plan, plan.at(np.concatenate(read).ravel()))
+    assert counts.tolist() == [32] * 54
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro_batch", "world", "words"),
+    [
+        (10, None, 3, ["train.global_batch 10", "3 processes"]),
+        (8, None, 64, ["train.global_batch 8", "64 processes"]),
+        (12, 4, 2, ["train.global_batch 12", "6 samples each", "train.micro_batch 4"]),
+        (12, 8, 2, ["train.micro_batch 8"]),
+    ],
+)
+def test_uneven_batches_are_refused(global_batch: int, micro_batch: int | None, world: int, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        BatchLayout.fit(global_batch, micro_batch, world)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_the_micro_batch_is_derived() -> None:
+    assert BatchLayout.fit(12, None, 4) == BatchLayout(global_batch=12, micro_batch=3, world_size=4)

@@ -1,0 +1,177 @@
+"""From shards to verified images and batches, in this process and in worker processes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmad_dist.errors import UserError
+from fmad_dist.storage import Store
+from fmad_dist.stream.batches import Batch, Failure, ImageSource, StreamDataset, stream_batches
+from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.stream.reader import SampleReader
+
+SIDE = 64
+
+
+def stream_over(url: str) -> StreamDataset:
+    mixture = Mixture.load([url])
+    rows = mixture.rows("train")
+    return StreamDataset(
+        ImageSource(mixture, SIDE), mixture, StreamPlan(rows, mixture.class_numbers[rows], mixture.digest)
+    )
+
+
+def steps(stop: int) -> Iterator[np.ndarray]:
+    return BatchLayout.fit(10, 5, 1).batches(0, 0, stop)
+
+
+def shard_of(folder: Path, row: int) -> tuple[Path, int, int]:
+    """The shard file of a row and where its image lies in it."""
+    sample = load_dataset(str(folder)).sample(row)
+    return folder / sample.shard, sample.image.offset, sample.image.size
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_images_are_those_of_the_source(tiny_url: str) -> None:
+    dataset = load_dataset(tiny_url)
+    reader = SampleReader(dataset)
+    for row in (0, len(dataset) - 1):
+        sample_id = dataset.sample_ids[row].removeprefix("tiny/")
+        source = np.asarray(Image.open(Path(f"{tiny_url}-tree") / f"{sample_id}.png"))
+        np.testing.assert_array_equal(reader.image(row), source)
+
+
+def test_masks_are_read_for_anomalous_images_only(tiny_url: str) -> None:
+    dataset = load_dataset(tiny_url)
+    for row in dataset.rows("test"):
+        masks = SampleReader(dataset).masks(int(row))
+        assert [int((mask != 0).sum()) for mask in masks] == ([4 * 6] if dataset.labels[row] else [])
+
+
+@pytest.mark.parametrize("where", [0, 100, -1], ids=["first byte", "inside", "last byte"])
+def test_a_flipped_bit_is_noticed(own_copy: Path, where: int) -> None:
+    shard, offset, size = shard_of(own_copy, 3)
+    flip(shard, offset + where % size)
+    dataset = load_dataset(str(own_copy))
+    with pytest.raises(UserError, match="truncated or changed") as caught:
+        SampleReader(dataset).image(3)
+    assert str(shard) in str(caught.value)
+    assert dataset.sample_ids[3] in str(caught.value)
+    assert SampleReader(dataset).image(4).shape == (SIDE, SIDE, 3)  # its neighbours stay readable
+
+
+def test_a_truncated_shard_is_noticed(own_copy: Path) -> None:
+    shard, offset, size = shard_of(own_copy, 3)
+    shard.write_bytes(shard.read_bytes()[: offset + size - 1])
+    dataset = load_dataset(str(own_copy))
+    with pytest.raises(UserError) as caught:
+        SampleReader(dataset).image(3)
+    assert str(shard) in str(caught.value)
+    assert dataset.sample_ids[3] in str(caught.value)
+
+
+def test_a_damaged_mask_is_noticed(own_copy: Path) -> None:
+    dataset = load_dataset(str(own_copy))
+    row = int(np.flatnonzero(dataset.labels)[0])
+    sample = dataset.sample(row)
+    flip(own_copy / sample.shard, sample.masks[0].offset + 60)
+    with pytest.raises(UserError, match=sample.sample_id):
+        SampleReader(dataset).masks(row)
+
+
+def test_a_missing_shard_is_named(own_copy: Path) -> None:
+    shard, _, _ = shard_of(own_copy, 3)
+    shard.unlink()
+    with pytest.raises(UserError, match="not found") as caught:
+        SampleReader(load_dataset(str(own_copy))).image(3)
+    assert str(shard) in str(caught.value)
+
+
+def test_shards_are_read_from_any_filesystem(tiny_url: str) -> None:
+    remote = Store("memory://reading/tiny")
+    for name in Store(tiny_url).list():
+        remote.write(name, Store(tiny_url).read(name))
+    here, there = SampleReader(load_dataset(tiny_url)), SampleReader(load_dataset(remote.url))
+    np.testing.assert_array_equal(here.image(5), there.image(5))
+
+
+def test_a_batch_is_what_the_plan_says(tiny_url: str) -> None:
+    dataset = stream_over(tiny_url)
+    positions = np.array([0, 23, 24, 40])
+    batch = dataset.batch(positions)
+    indices = dataset.plan.at(positions)
+    assert batch.data.dtype == torch.uint8
+    assert batch.data.shape == (4, 3, SIDE, SIDE)
+    assert batch.positions.tolist() == positions.tolist()
+    assert batch.sample_ids == tuple(dataset.mixture.sample_id(int(index)) for index in indices)
+    names = [dataset.mixture.class_names[label] for label in batch.labels]
+    assert names == [sample_id.rsplit("/", 3)[0] for sample_id in batch.sample_ids]
+    reader = SampleReader(dataset.mixture.datasets[0])
+    for image, index in zip(batch.data, indices, strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0), reader.image(int(index)))
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    assert torch.equal(one.data, other.data)
+    assert torch.equal(one.labels, other.labels)
+    assert torch.equal(one.positions, other.positions)
+    assert one.sample_ids == other.sample_ids
+
+
+def damaged_after(own_copy: Path, position: int) -> tuple[StreamDataset, Path, str]:
+    """A stream whose sample at `position` is damaged, with its shard and its id."""
+    dataset = stream_over(str(own_copy))
+    victim = int(dataset.plan.at(np.array([position]))[0])
+    shard, offset, _ = shard_of(own_copy, victim)
+    flip(shard, offset + 50)
+    return dataset, shard, dataset.mixture.sample_id(victim)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_give_the_same_batches_and_pass_errors_on(own_copy: Path, tiny_url: str, workers: int) -> None:
+    healthy = stream_over(tiny_url)
+    dataset, shard, sample_id = damaged_after(own_copy, position=17)
+    batches = stream_batches(dataset, steps(2), workers=workers)
+    for positions in (range(5), range(5, 10), range(10, 15)):
+        assert_equal(next(batches), healthy.batch(np.array(positions)))
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert str(shard) in str(caught.value)
+    assert sample_id in str(caught.value)
+
+
+def test_a_failure_is_not_a_batch(own_copy: Path) -> None:
+    dataset = stream_over(str(own_copy))
+    for shard in (own_copy / "shards").iterdir():
+        shard.unlink()
+    assert isinstance(dataset[[0]], Failure)
+
+
+def test_images_of_another_size_are_refused(tiny_mixture: Mixture) -> None:
+    with pytest.raises(UserError, match=r"features\.image_size is 128 but .* stores 64 px") as caught:
+        ImageSource(tiny_mixture, 128)
+    assert tiny_mixture.datasets[0].url in str(caught.value)
+
+
+def test_pinning_reaches_the_tensors_of_a_batch(tiny_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch pins what it knows or what has a `pin_memory`; a plain dataclass would silently stay pageable."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)
+    batch = stream_over(tiny_url).batch(np.array([0, 1]))
+    pinned = pin_memory(batch)
+    assert torch.equal(pinned.data, batch.data + 1)
+    assert torch.equal(pinned.labels, batch.labels + 1)
+    assert torch.equal(pinned.positions, batch.positions + 1)
+    assert pinned.sample_ids == batch.sample_ids
