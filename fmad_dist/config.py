@@ -132,6 +132,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections, found {type(tree).__name__}.")
+    tree = {key: value for key, value in tree.items() if value is not None}  # a heading without keys below it
     for text in overrides:
         _override(tree, text)
     return parse_config(tree, source=str(path))
@@ -143,6 +144,20 @@ def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def override_scorer(scorer: ScorerConfig, overrides: typing.Sequence[str]) -> ScorerConfig:
+    """Apply `scorer.key=value` overrides to a scorer's configuration.
+
+    Raises:
+        UserError: an override is of another section, or not valid.
+    """
+    tree: dict[str, Any] = {"scorer": scorer.model_dump(mode="json")}
+    for text in overrides:
+        if not text.startswith("scorer."):
+            raise UserError(f"override {text!r}: only scorer.key=value can be changed on a trained model.")
+        _override(tree, text)
+    return parse_config(tree, source="the command line").scorer
 
 
 def dump_config(config: RunConfig) -> str:

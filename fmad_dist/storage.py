@@ -29,7 +29,8 @@ class Store:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.url = str(url).rstrip("/")
+        trimmed = str(url).rstrip("/")
+        self.url = str(url) if not trimmed or trimmed.endswith(":") else trimmed  # the root of a filesystem stays
         self._opened_by = -1
         self._fs: Any = None
         self._root = ""
@@ -64,7 +65,7 @@ class Store:
     def path(self, name: str = "") -> str:
         """The filesystem's own path of `name` (a local path for local stores)."""
         _ = self.fs  # opens the filesystem, which knows its root
-        return f"{self._root}/{name}" if name else self._root
+        return f"{self._root}/{name}" if name else self._root or "/"
 
     def exists(self, name: str = "") -> bool:
         with self._explained(name):
@@ -107,8 +108,8 @@ class Store:
     def list(self, folder: str = "") -> list[str]:
         """All names below `folder`, recursively, sorted, without temporary files of unfinished writes."""
         with self._explained(folder):
-            prefix = self.path() + "/"
             found = self.fs.find(self.path(folder))
+            prefix = f"{self._root}/"
         names = [path.removeprefix(prefix) for path in found]
         return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX))
 

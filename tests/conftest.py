@@ -117,7 +117,7 @@ def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes:
         "train_step": 10,
         "calibration": Calibration(tuple(thresholds), (4,) * len(thresholds), 0.01),
     }
-    detector = Detector(DetectorSpec(**(fields | changes)))  # type: ignore[arg-type]
+    detector = Detector(DetectorSpec(**(fields | changes)))
     detector.backbone.load_state_dict(backbone.state_dict())
     generator = torch.Generator().manual_seed(7)
     for parameter in detector.network.parameters():

@@ -13,9 +13,11 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "fmad-2026"
+    name: str = Field(default="fmad-2026", description="names this set of choices in every result")
     map_size: int = Field(default=256, ge=1, description="side of the square anomaly map and mask in pixels")
-    mask_rule: Literal["raw != 0, nearest resize to map_size"] = "raw != 0, nearest resize to map_size"
+    mask_rule: Literal["raw != 0, nearest resize to map_size"] = Field(
+        default="raw != 0, nearest resize to map_size", description="how a stored mask becomes binary on the map"
+    )
     blur_sigma: float = Field(default=0.0, ge=0.0, description="Gaussian blur of the map in map pixels; 0 = none")
     top_percent: float = Field(
         default=1.0, gt=0.0, le=100.0, description="image score = mean of the highest top_percent % of the map's pixels"
