@@ -52,12 +52,17 @@ def evaluate(
     model: ModelOption,
     manifest: Annotated[list[str], typer.Option("--manifest", help="URL of a converted dataset; repeatable.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for results.json, CSV files and report.html.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[scorer.key=value]...", help="Score with other settings than the model's own."),
+    ] = None,
     processes: Processes = 0,
     workers: Annotated[int, typer.Option(help="Reader processes per rank.")] = 0,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report."""
-    from fmad_dist.detector import locate_detector
+    from fmad_dist.config import override_scorer
+    from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.stream.mixture import Mixture
@@ -66,11 +71,14 @@ def evaluate(
     use_registry(tracking_uri)
     Mixture.load(manifest)
     folder = locate_detector(model)
+    spec = read_spec(folder)
+    override_scorer(spec.scorer, overrides or [])
     arguments = ["--model", str(folder), "--name", model, "--out", str(out), "--workers", str(workers)]
-    arguments += [word for url in manifest for word in ("--manifest", url)]
+    arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)
-    log_evaluation(model, out)
+    if not overrides:  # other scorers are experiments, not the registered model's quality
+        log_evaluation(model, out)
 
 
 @app.command()

@@ -102,6 +102,14 @@ class Detector(nn.Module):
         classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
         return Detections(top_mean(maps, protocol.top_percent), maps, classes, self.thresholds[classes])
 
+    def with_scorer(self, scorer: ScorerConfig) -> "Detector":
+        """The same detector with another scorer; its thresholds no longer apply and become infinite."""
+        if scorer != self.spec.scorer:
+            self.spec = self.spec.model_copy(update={"scorer": scorer, "calibration": None})
+            self.scorer = build_scorer(scorer, self.spec.seed)
+            self.thresholds = torch.full_like(self.thresholds, float("inf"))
+        return self
+
     def calibrated(self, calibration: Calibration) -> "Detector":
         """The same detector with thresholds."""
         self.spec = self.spec.model_copy(update={"calibration": calibration})
@@ -127,13 +135,21 @@ class Detector(nn.Module):
             UserError: nothing is there, or the files do not fit together.
         """
         folder = locate_detector(str(source))
-        try:
-            spec = DetectorSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise UserError(f"{folder / SPEC_NAME}: not a readable detector ({first_line(error)}).") from None
-        detector = cls(spec)
+        detector = cls(read_spec(folder))
         detector.load_state_dict(_read_weights(folder / WEIGHTS_NAME, detector.state_dict()))
         return detector
+
+
+def read_spec(folder: Path) -> DetectorSpec:
+    """The content of `detector.json`.
+
+    Raises:
+        UserError: it is damaged or of another version.
+    """
+    try:
+        return DetectorSpec.model_validate_json((folder / SPEC_NAME).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{folder / SPEC_NAME}: not a readable detector ({first_line(error)}).") from None
 
 
 def locate_detector(source: str) -> Path:

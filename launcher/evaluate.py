@@ -19,12 +19,18 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, action="append", help="URL of a converted dataset; repeatable")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.json, CSV files and report.html")
     parser.add_argument("--workers", type=int, default=0, help="reader processes per rank")
+    parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     try:
         from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
 
         options = EvaluationOptions(
-            arguments.model, arguments.name or arguments.model, arguments.manifest, arguments.out, arguments.workers
+            model=arguments.model,
+            name=arguments.name or arguments.model,
+            manifests=arguments.manifest,
+            out=arguments.out,
+            workers=arguments.workers,
+            overrides=arguments.overrides,
         )
         run_evaluation(options, World.from_environment())
     except UserError as error:

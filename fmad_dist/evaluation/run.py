@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fmad_dist.config import override_scorer
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
 from fmad_dist.evaluation.report.html import write_report
@@ -24,6 +25,7 @@ class EvaluationOptions:
     manifests: Sequence[str]
     out: Path
     workers: int = 0
+    overrides: Sequence[str] = ()  # scorer.key=value
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
@@ -34,6 +36,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     """
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
+    detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
     device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     _join(world)
     state = evaluate_share(detector, mixture, world, device, options.workers)

@@ -81,6 +81,11 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
+def chunk_for(device: torch.device) -> int:
+    """Images per backbone call that keep a device of this kind busy."""
+    return 64 if device.type == "cuda" else 8
+
+
 def to_grid(tap: Tensor, grid: int) -> Tensor:
     """One stage [B, C, H, W] on the token grid [B, C, grid, grid]."""
     if tap.shape[-1] >= grid:

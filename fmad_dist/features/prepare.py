@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fmad_dist.config import FeatureConfig
-from fmad_dist.features.backbones import Backbone, FeatureSpec, load_backbone
+from fmad_dist.features.backbones import Backbone, FeatureSpec, chunk_for, load_backbone
 from fmad_dist.features.cache import CachedSource, FeatureCache, compute_shards, open_cache, seal_cache
 from fmad_dist.features.whitening import Whitening, image_moments
 from fmad_dist.stream.batches import ImageSource, SampleSource
@@ -54,7 +54,7 @@ def prepare_features(
 ) -> PreparedFeatures:
     """Called by every rank; `gather` returns the objects of all ranks in rank order, on every rank."""
     backbone = load_backbone(feature_spec(config), config.weights).to(device)
-    backbone.chunk = 64 if device.type == "cuda" else 8
+    backbone.chunk = chunk_for(device)
     digest = backbone.weights_digest()
     images = ImageSource(mixture, config.image_size)
     whitening = Whitening(backbone.num_channels)

@@ -79,6 +79,11 @@ class TrackedRun:
         if self.lost_batches:
             _warn(f"{self.lost_batches} metric records did not reach MLflow; metrics.jsonl has them all.")
 
+    def close(self) -> None:
+        """Mark the run as finished."""
+        if self.enabled:
+            self._client.set_terminated(self.run_id)
+
     def register(self, detector: Path) -> str:
         """A new version of the registered model from a detector folder; noted in `registered.json`.
 

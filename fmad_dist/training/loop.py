@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fmad_dist.config import RunConfig, dump_config
+from fmad_dist.detector import SPEC_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import PreparedFeatures, prepare_features
 from fmad_dist.flow.objective import FlowMatching
@@ -86,7 +87,8 @@ def train(config: RunConfig, world: World) -> Path:
                     job.checkpoints, job.engine, job.ema, job.state(done), settings.keep_checkpoints, world.is_main
                 )
             progress.advance(1)
-    finish_run(job.config, job)
+    if not is_finished(job, start):
+        finish_run(job.config, job)
     job.engine.accelerator.end_training()
     return config.run_dir
 
@@ -119,6 +121,8 @@ def resume(job: TrainJob) -> int:
     if found:
         network = job.engine.network.spec
         state = read_state(found[-1], network, job.plan.digest)  # type: ignore[arg-type]
+        if state.step > job.config.train.steps:
+            raise UserError(f"train.steps: {job.config.train.steps}, but {found[-1]} is further; raise it.")
         load_checkpoint(found[-1], job.engine, job.ema, state)
         job.record.rewind(state.step)
     elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
@@ -130,6 +134,15 @@ def resume(job: TrainJob) -> int:
         if state:
             print(f"resumed {job.config.name} at step {state.step} from {found[-1]}", flush=True)
     return state.step if state else 0
+
+
+def is_finished(job: TrainJob, start: int) -> bool:
+    """Whether this start found nothing left to do; the main process decides for all."""
+    done = start == job.config.train.steps and (job.config.run_dir / "detector" / SPEC_NAME).is_file()
+    if done and job.world.is_main:
+        job.tracked.close()
+        print(f"{job.config.name} was complete already; choose another `name` to train anew", flush=True)
+    return bool(gather_objects(done)[0])
 
 
 def read_batches(job: TrainJob, start: int):  # type: ignore[no-untyped-def]  # generator of Batch

@@ -91,7 +91,8 @@ def test_zero2_resumed_equals_uninterrupted(job: Job, zero2: Path) -> None:
 def test_killed_while_saving_then_resumed_on_one_process(job: Job, zero2: Path) -> None:
     """SIGKILL in the middle of the fourth checkpoint: what is left is complete, and one process goes on from it."""
     run = job.run("killed")
-    command = ["train", "--config", str(job.config()), "--processes", "1", "name=killed", "train.checkpoint_every=1"]
+    command = ["train", "--config", str(job.config()), "--processes", "1", "name=killed"]
+    command += ["train.checkpoint_every=1", "train.micro_batch=4"]
     kill_when(command, run / "checkpoints" / ".tmp-step-00000004")
     assert (run / "checkpoints" / ".tmp-step-00000004").exists()
     found = list_checkpoints(run / "checkpoints")
