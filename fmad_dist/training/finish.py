@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector, DetectorSpec
 from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.scoring.calibration import Calibration, fit_thresholds
@@ -18,17 +17,20 @@ if TYPE_CHECKING:
 SCORE_BATCH = 16
 
 
-def finish_run(config: RunConfig, job: "TrainJob") -> None:
+def finish_run(job: "TrainJob") -> None:
     """Every rank calls: all of them gather the weights and score a share of the held-out normals."""
-    detector = build_detector(config, job).to(job.engine.device)
-    detector.calibrated(calibrate(detector, config, job))
+    detector = build_detector(job).to(job.engine.device)
+    detector.calibrated(calibrate(detector, job))
     if job.world.is_main:
-        detector.save(config.run_dir / "detector")
-        job.tracked.finish(config.run_dir / "detector")
+        folder = job.config.run_dir / "detector"
+        detector.save(folder)
+        job.tracked.finish(folder)
     gather_objects(None)
 
 
-def build_detector(config: RunConfig, job: "TrainJob") -> Detector:
+def build_detector(job: "TrainJob") -> Detector:
+    """The averaged network with everything around it, not yet calibrated."""
+    config = job.config
     network: DiTSpec = job.engine.network.spec  # type: ignore[assignment]
     manifests = {dataset.name: dataset.manifest for dataset in job.mixture.datasets}
     spec = DetectorSpec(
@@ -52,17 +54,16 @@ def build_detector(config: RunConfig, job: "TrainJob") -> Detector:
     return detector
 
 
-def calibrate(detector: Detector, config: RunConfig, job: "TrainJob") -> Calibration:
+def calibrate(detector: Detector, job: "TrainJob") -> Calibration:
     """Thresholds from the scores of the held-out normals, which no training step has seen."""
     rows = job.split.held_out
-    share = rows[job.world.share(len(rows))] if len(rows) else rows
+    share = rows[job.world.share(len(rows))]
     scores: list[float] = []
     for start in range(0, len(share), SCORE_BATCH):
         chosen = [int(row) for row in share[start : start + SCORE_BATCH]]
         data = torch.stack([job.features.source.read(row) for row in chosen]).to(job.engine.device)
         features = data if job.features.cached else detector.backbone(data)
-        keys = [int(row) for row in chosen]
-        scores += detector.score(detector.whitening(features), keys).scores.tolist()
+        scores += detector.score(detector.whitening(features), keys=chosen).scores.tolist()
     gathered = np.array([score for part in gather_objects(scores) for score in part])
     numbers = job.mixture.class_numbers[rows]
-    return fit_thresholds(gathered, numbers, len(detector.spec.class_names), config.calibration.false_alarm_rate)
+    return fit_thresholds(gathered, numbers, len(detector.spec.class_names), job.config.calibration.false_alarm_rate)

@@ -1,6 +1,7 @@
 """Training: the whole loop on one screen, everything in it a named component."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,7 +89,7 @@ def train(config: RunConfig, world: World) -> Path:
                 )
             progress.advance(1)
     if not is_finished(job, start):
-        finish_run(job.config, job)
+        finish_run(job)
     job.engine.accelerator.end_training()
     return config.run_dir
 
@@ -145,7 +146,7 @@ def is_finished(job: TrainJob, start: int) -> bool:
     return bool(gather_objects(done)[0])
 
 
-def read_batches(job: TrainJob, start: int):  # type: ignore[no-untyped-def]  # generator of Batch
+def read_batches(job: TrainJob, start: int) -> Iterator[Batch]:
     """This rank's micro batches from step `start` on, in order."""
     dataset = StreamDataset(job.features.source, job.mixture, job.plan)
     positions = job.layout.batches(job.world.rank, start, job.config.train.steps)
