@@ -52,6 +52,14 @@ def build_dataset(root: Path, name: str = "tiny", counts: dict[str, int] | None 
     return str(out)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors on a busy machine: threads that wait for each other cost more than they save."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three classes with 5, 7 and 12 training images of 64 px and two test images each. Read only."""

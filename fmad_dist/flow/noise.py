@@ -10,7 +10,7 @@ from torch import Tensor
 
 def keyed_generator(device: torch.device, *key: int) -> torch.Generator:
     """A generator whose seed is a hash of the integer key."""
-    seed = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
+    seed = _seed_sequence(*key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed >> np.uint64(1)))
 
 
@@ -22,8 +22,15 @@ def keyed_noise(seed: int, keys: Sequence[int], shape: Sequence[int], device: to
 
 def keyed_times(seed: int, keys: Sequence[int]) -> Tensor:
     """t ~ U[0, 1) float32 [len(keys)] on the CPU; entry i depends on (seed, keys[i]) alone."""
-    draws = [np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, key, 1]))).random() for key in keys]
+    draws = [np.random.Generator(np.random.Philox(_seed_sequence(seed, key, 1))).random() for key in keys]
     return torch.tensor(draws, dtype=torch.float32)
+
+
+def _seed_sequence(*key: int) -> np.random.SeedSequence:
+    """NumPy concatenates the 32-bit words of the parts and pads with zeros, so it takes (1, 2**32) for (1, 0, 1) and
+    (1, 2) for (1, 2, 0); two words per part and the number of parts keep every key apart."""
+    words = [word for part in key for word in (part & 0xFFFFFFFF, part >> 32)]
+    return np.random.SeedSequence([len(key), *words])
 
 
 def content_keys(images: Tensor) -> list[int]:

@@ -118,19 +118,20 @@ class Block(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000 t through a two-layer MLP: (B,) -> (B, D)."""
+    """Sinusoids of 1000 t through a two-layer MLP: (B,) -> (B, D).
 
-    rates: Tensor
+    The rates are no buffer: a network in bfloat16 would round them, and angles of up to 1000 by more than a radian.
+    """
 
     def __init__(self, width: int, frequencies: int = 128) -> None:
         super().__init__()
-        steps = torch.arange(frequencies, dtype=torch.float32) / frequencies
-        self.register_buffer("rates", 10_000.0**-steps, persistent=False)
+        self.frequencies = frequencies
         self.hidden = nn.Linear(2 * frequencies, width)
         self.out = nn.Linear(width, width)
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        angles = 1000.0 * t.float()[:, None] * self.rates.float()
+        steps = torch.arange(self.frequencies, dtype=torch.float32, device=t.device) / self.frequencies
+        angles = 1000.0 * t.float()[:, None] * 10_000.0**-steps
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
         return self.out(F.silu(self.hidden(waves)))
 
