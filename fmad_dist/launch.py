@@ -39,7 +39,7 @@ def launch(script: str, arguments: Sequence[str], processes: int) -> None:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    config = LAUNCHER / "accelerate" / "cpu_zero2.yaml"
+    config = LAUNCHER / "accelerate" / "local.yaml"
     options = ["--config_file", str(config), "--num_processes", str(processes)]
     options += ["--main_process_port", str(_free_port())]
     with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch:
