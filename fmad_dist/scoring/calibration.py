@@ -23,7 +23,7 @@ def fit_thresholds(scores: np.ndarray, classes: np.ndarray, num_classes: int, fa
     """Thresholds at a false-alarm rate from scores [n] of held-out normals and their class numbers [n].
 
     With few images the empirical quantile cannot reach the tail, so the threshold is the larger of the quantile at
-    1 - rate and mean + z(1 - rate) * std * sqrt(1 + 1 / n), the normal prediction bound.
+    1 - rate and mean + t(1 - rate) * std * sqrt(1 + 1 / n), the normal prediction bound (Student t, n - 1 degrees).
     """
     thresholds, counts = [], []
     for number in range(num_classes):

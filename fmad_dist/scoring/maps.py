@@ -11,14 +11,19 @@ def upsample(scores: Tensor, size: int) -> Tensor:
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of maps [B, S, S] with `sigma` in pixels, cut at 4 sigma, edges reflected; 0 does nothing."""
+    """Gaussian blur of maps [B, S, S] with `sigma` in pixels, cut at 4 sigma; 0 does nothing.
+
+    Edges are mirrored with the edge pixel repeated, as scipy's `gaussian_filter` does, so the mean is preserved.
+    """
     if sigma <= 0:
         return maps
-    radius = min(int(4 * sigma + 0.5), maps.shape[-1] - 1)
+    size, radius = maps.shape[-1], int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(maps[:, None], (radius,) * 4, mode="reflect")
+    around = torch.arange(-radius, size + radius, device=maps.device) % (2 * size)
+    mirrored = torch.minimum(around, 2 * size - 1 - around)
+    padded = maps[:, None, mirrored][..., mirrored]
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
 
 
