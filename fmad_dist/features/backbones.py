@@ -7,6 +7,7 @@ reduction (ours; the papers read them with a strided bilinear resize), coarser m
 import difflib
 import hashlib
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,28 @@ class Backbone(nn.Module):
 
     def _grid(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
-        maps = self.net(pixels.contiguous(memory_format=torch.channels_last))
+        maps = self._stages(pixels.contiguous(memory_format=torch.channels_last))
         return torch.cat([to_grid(tap, self.spec.grid) for tap in maps], dim=1).to(torch.float16).contiguous()
+
+    def _stages(self, pixels: Tensor) -> list[Tensor]:
+        """The tapped stages [B, C, h, w] of normalised pixels [B, 3, S, S]."""
+        stages = self.net(pixels)
+        channels_last = getattr(self.net, "output_fmt", None) == "NHWC"  # Swin and its kin
+        return [stage.permute(0, 3, 1, 2) if channels_last else stage for stage in stages]
+
+    def check_size(self) -> None:
+        """Raises:
+        UserError: the backbone cannot take images of `spec.image_size`, as many transformers cannot.
+        """
+        size = self.spec.image_size
+        try:
+            with torch.inference_mode():
+                self._stages(self.mean.new_zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"features.image_size: {self.spec.backbone} cannot take {size} px images ({first_line(error)}); "
+                "convert the dataset with the size it wants, or choose a convolutional backbone."
+            ) from None
 
     def weights_digest(self) -> str:
         """SHA-256 over all tensors: names the features together with the spec."""
@@ -110,6 +131,7 @@ def load_backbone(spec: FeatureSpec, weights: str = "auto") -> Backbone:
     else:
         state = _hub_weights(spec.backbone)
     _assign(backbone.net, state, f"{spec.backbone} weights ({weights})")
+    backbone.check_size()
     return backbone
 
 
@@ -118,11 +140,15 @@ def _create(spec: FeatureSpec) -> nn.Module:
         near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()."
         raise UserError(f"features.backbone: timm does not know {spec.backbone!r}{hint}")
+    if min(spec.taps) < 0 or len(set(spec.taps)) < len(spec.taps):
+        raise UserError(f"features.taps: {list(spec.taps)} must be different stages, counted from 0.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return timm.create_model(spec.backbone, features_only=True, out_indices=spec.taps, pretrained=False)
     except (IndexError, AssertionError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        if "pretrained tag" in str(error):
+            raise UserError(f"features.backbone: {spec.backbone!r}: {first_line(error)}") from None
         raise UserError(
             f"features.taps: {spec.backbone} cannot give the stages {list(spec.taps)} ({first_line(error)}); "
             "use stages that this backbone has, counted from 0."
@@ -173,15 +199,26 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file can fail in many ways inside torch
         raise UserError(f"features.weights: {path} is not a readable weights file ({first_line(error)}).") from None
-    return state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"features.weights: {path} holds no named tensors; save the model's state_dict().")
+    return state
 
 
 def _assign(net: nn.Module, state: dict[str, Tensor], what: str) -> None:
     wanted = net.state_dict()
-    missing = [key for key, tensor in wanted.items() if key not in state or state[key].shape != tensor.shape]
+    found = {key: _stored(key, state) for key in wanted}
+    missing = [key for key, tensor in wanted.items() if getattr(found[key], "shape", None) != tensor.shape]
     if missing:
         raise UserError(
             f"features.weights: {what} lack {len(missing)} of {len(wanted)} tensors of the feature extractor (first: "
             f"{missing[0]}); the file belongs to another model."
         )
-    net.load_state_dict({key: state[key] for key in wanted})
+    net.load_state_dict(found)
+
+
+def _stored(key: str, state: dict[str, Tensor]) -> Tensor | None:
+    """A tensor by its name in timm's feature extractor, which wraps a model (`model.x` for `x`) or lifts its stages
+    (`stages_0.x` for `stages.0.x`)."""
+    names = (key, key.removeprefix("model."), re.sub(r"_(\d+)\.", r".\1.", key, count=1))
+    return next((state[name] for name in names if name in state), None)

@@ -60,7 +60,7 @@ def prepare_features(
     whitening = Whitening(backbone.num_channels)
     tokens = config.grid**2
     if config.cache is None:
-        chosen = train_rows[:: -(-len(train_rows) // MAX_WHITENING_IMAGES)]
+        chosen = _spread(train_rows, mixture.class_numbers[train_rows])
         moments = _moments(images, chosen, backbone, world, device, gather)
         whitening.set_moments(moments, tokens)
         return PreparedFeatures(backbone, whitening.to(device), images, False, digest, chosen, moments)
@@ -73,6 +73,12 @@ def prepare_features(
     moments = cached.moments(train_rows)
     whitening.set_moments(moments, tokens)
     return PreparedFeatures(backbone, whitening.to(device), cached, True, digest, train_rows, moments)
+
+
+def _spread(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """About `MAX_WHITENING_IMAGES` of the rows, evenly spaced, and at least one of every class."""
+    first_of_class = np.unique(classes, return_index=True)[1]
+    return np.union1d(rows[:: -(-len(rows) // MAX_WHITENING_IMAGES)], rows[first_of_class])
 
 
 def _build(

@@ -23,11 +23,13 @@ class Whitening(nn.Module):
         """Take mean and std from per-image sums, float64 [N, 2, C] (sum and sum of squares over the tokens).
 
         The sum runs over images in their given order in float64, so it does not depend on who computed the rows.
+        A channel that hardly varies on normal images gets at least 1/1000 of the median deviation: a test image in
+        which it does vary must stand out, but not by a factor of a million.
         """
         total = moments.sum(axis=0) / (len(moments) * tokens_per_image)
-        variance = np.maximum(total[1] - total[0] ** 2, 1e-12)
+        std = np.sqrt(np.maximum(total[1] - total[0] ** 2, 1e-12))
         self.mean.copy_(torch.from_numpy(total[0]))
-        self.std.copy_(torch.from_numpy(np.sqrt(variance)))
+        self.std.copy_(torch.from_numpy(np.maximum(std, 1e-3 * np.median(std))))
 
     def cpu_copy(self) -> "Whitening":
         copy = Whitening(len(self.mean))
