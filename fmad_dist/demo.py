@@ -1,6 +1,7 @@
 """`make demo`: one pass through the whole system, on data it makes itself or on a real tree."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def run_demo(data: Path | None, out: Path, config: Path, processes: int) -> str:
         UserError: a step was given bad input, or a job it launched failed.
     """
     source = data if data is not None else _made_data(out)
-    dataset = source.name if data is not None else "demo"
+    dataset = re.sub(r"[^A-Za-z0-9_-]", "_", source.resolve().name) if data is not None else "demo"
     shards = out / "data" / dataset
     _fmad("data", "convert", "--layout", "mvtec", "--dataset", dataset, "--source", str(source), "--out", str(shards))
     _fmad("data", "preview", str(shards), "--out", str(out / f"{dataset}.png"))
@@ -47,8 +48,9 @@ def _made_data(out: Path) -> Path:
     from data_tools.demo_products import make_demo_tree
 
     tree = out / "images"
-    print(f"making demo images in {tree}", flush=True)
-    make_demo_tree(tree)
+    if not tree.exists():  # a tree that exists is a whole one
+        print(f"making demo images in {tree}", flush=True)
+        make_demo_tree(tree)
     return tree
 
 
