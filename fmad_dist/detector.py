@@ -4,11 +4,12 @@ Evaluation, prediction and the registry use this module and nothing beside it, s
 folder with `detector.json` and `weights.safetensors`; loading needs no network, no run and no backbone package.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,7 +27,6 @@ from fmad_dist.scoring.build import build_scorer
 from fmad_dist.scoring.calibration import Calibration, nearest_class
 from fmad_dist.scoring.maps import blur, top_mean, upsample
 
-FORMAT = "fmad-detector/1"
 SPEC_NAME = "detector.json"
 WEIGHTS_NAME = "weights.safetensors"
 
@@ -36,7 +36,7 @@ class DetectorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: str = FORMAT
+    format: Literal["fmad-detector/1"] = "fmad-detector/1"
     features: FeatureConfig
     backbone_digest: str
     network: DiTSpec
@@ -48,6 +48,7 @@ class DetectorSpec(BaseModel):
     licences: dict[str, str]  # dataset name -> licence of the training data
     train_step: int
     calibration: Calibration | None = None
+    weights_sha256: str = ""  # of weights.safetensors; set when the detector is saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,14 @@ class Detector(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Detections:
+        """Raises:
+        UserError: the images have another form; other sizes and value ranges would give scores without meaning.
+        """
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, self.image_size, self.image_size):
+            raise UserError(
+                f"images of type {images.dtype} and shape {list(images.shape)}: this detector takes uint8 RGB of shape "
+                f"[B, 3, {self.image_size}, {self.image_size}]."
+            )
         device = self.class_means.device
         x = self.whitening(self.backbone(images.to(device)))
         return self.score(x, content_keys(images))
@@ -124,8 +133,10 @@ class Detector(nn.Module):
 
         store = Store(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        store.write(WEIGHTS_NAME, save(tensors))
-        store.write(SPEC_NAME, json.dumps(self.spec.model_dump(mode="json"), indent=1).encode())
+        data = save(tensors)
+        spec = self.spec.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
+        store.write(WEIGHTS_NAME, data)
+        store.write(SPEC_NAME, json.dumps(spec.model_dump(mode="json"), indent=1).encode())
 
     @classmethod
     def load(cls, source: str | Path) -> "Detector":
@@ -135,8 +146,9 @@ class Detector(nn.Module):
             UserError: nothing is there, or the files do not fit together.
         """
         folder = locate_detector(str(source))
-        detector = cls(read_spec(folder))
-        detector.load_state_dict(_read_weights(folder / WEIGHTS_NAME, detector.state_dict()))
+        spec = read_spec(folder)
+        detector = cls(spec)
+        detector.load_state_dict(_read_weights(folder / WEIGHTS_NAME, spec.weights_sha256, detector.state_dict()))
         return detector
 
 
@@ -171,7 +183,7 @@ def locate_detector(source: str) -> Path:
     )
 
 
-def _read_weights(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
+def _read_weights(path: Path, sha256: str, wanted: dict[str, Any]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -180,11 +192,18 @@ def _read_weights(path: Path, wanted: dict[str, Any]) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not readable weights ({first_line(error)}); export the detector again.") from None
     bad = _misfits(tensors, wanted)
+    if not bad and sha256 and _digest(path) != sha256:
+        raise UserError(f"{path}: changed after it was written; export the detector again.")
     if bad:
         raise UserError(
             f"{path}: its tensors do not fit {SPEC_NAME} (first: {bad[0]}); the folder mixes two detectors."
         )
     return tensors
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _misfits(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

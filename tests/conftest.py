@@ -24,6 +24,7 @@ SIDE = 64
 TRAIN_COUNTS = {"bolt": 5, "nut": 7, "washer": 12}
 
 MakeDataset = Callable[..., str]
+MakeDetector = Callable[..., "Detector"]
 
 
 def save_image(path: Path, seed: int, side: int = SIDE) -> Path:
@@ -95,10 +96,20 @@ def backbone() -> "Backbone":
     return load_backbone(FeatureSpec("tf_efficientnet_lite0", (1, 2), 4, SIDE))
 
 
+@pytest.fixture(scope="session")
+def make_detector(backbone: "Backbone") -> MakeDetector:
+    """Builds detectors with random flow weights: `make_detector(thresholds, scorer=..., ...)`."""
+
+    def make(thresholds: Sequence[float], **changes: object) -> "Detector":
+        return build_detector(backbone, thresholds, **changes)
+
+    return make
+
+
 @pytest.fixture
-def tiny_detector(backbone: "Backbone") -> "Detector":
-    """A calibrated detector with random flow weights and plausible whitening."""
-    return build_detector(backbone, thresholds=(1.0, 2.0))
+def tiny_detector(make_detector: MakeDetector) -> "Detector":
+    """A calibrated detector of two classes."""
+    return make_detector((1.0, 2.0))
 
 
 def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes: object) -> "Detector":

@@ -1,0 +1,248 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmad_dist.config import ScorerConfig
+from fmad_dist.detector import SPEC_NAME, WEIGHTS_NAME, Detections, Detector, locate_detector
+from fmad_dist.errors import UserError
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.scoring.calibration import Calibration
+
+SIDE = 64
+MakeDetector = Callable[..., Detector]
+INFINITE = float("inf")
+
+
+def images(count: int = 3) -> Tensor:
+    return torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+def assert_equal(one: Detections, other: Detections) -> None:
+    for name in ("scores", "maps", "classes", "thresholds"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.fixture
+def saved(tiny_detector: Detector, tmp_path: Path) -> Path:
+    tiny_detector.save(tmp_path / "detector")
+    return tmp_path / "detector"
+
+
+def refusal(source: str | Path) -> str:
+    with pytest.raises(UserError) as caught:
+        Detector.load(source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    spec = json.loads((folder / SPEC_NAME).read_text())
+    change(spec)
+    (folder / SPEC_NAME).write_text(json.dumps(spec))
+
+
+def test_detections_have_the_stated_form(tiny_detector: Detector) -> None:
+    found = tiny_detector(images())
+    assert found.scores.shape == found.classes.shape == found.thresholds.shape == found.anomalous.shape == (3,)
+    assert found.maps.shape == (3, 32, 32)
+    assert found.scores.dtype == found.maps.dtype == torch.float32
+    assert found.scores.isfinite().all()
+    assert found.maps.std() > 1e-3  # the weights are random, the maps must not be flat
+    assert ((found.maps.amin((1, 2)) <= found.scores) & (found.scores <= found.maps.amax((1, 2)))).all()
+
+
+@pytest.mark.parametrize("scorer", [ScorerConfig(steps=2), ScorerConfig(name="reconstruction", noises=2, steps=2)])
+def test_a_loaded_detector_is_the_saved_one(make_detector: MakeDetector, tmp_path: Path, scorer: ScorerConfig) -> None:
+    detector = make_detector((0.5, INFINITE, 2.0), scorer=scorer)
+    expected = detector(images())
+    detector.save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    assert_equal(loaded(images()), expected)
+    assert loaded.spec.calibration == detector.spec.calibration
+    assert loaded.spec.scorer == scorer
+    assert not loaded.training
+
+
+def test_saving_again_changes_nothing(saved: Path, tmp_path: Path) -> None:
+    Detector.load(saved).save(tmp_path / "again")
+    for name in (SPEC_NAME, WEIGHTS_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_loading_needs_no_weights_package(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmad_dist.features.backbones._bundled_weights", lambda name: pytest.fail("not needed"))
+    Detector.load(saved)
+
+
+@pytest.mark.parametrize("scorer", [ScorerConfig(steps=2), ScorerConfig(name="reconstruction", noises=2, steps=2)])
+def test_neither_batch_nor_place_nor_order_changes_a_score(make_detector: MakeDetector, scorer: ScorerConfig) -> None:
+    detector = make_detector((1.0, 2.0), scorer=scorer)
+    batch = images(9)
+    whole = detector(batch)
+    alone = [detector(image[None]) for image in batch]
+    torch.testing.assert_close(torch.cat([found.scores for found in alone]), whole.scores, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat([found.maps for found in alone]), whole.maps, rtol=1e-4, atol=1e-5)
+    assert torch.cat([found.classes for found in alone]).tolist() == whole.classes.tolist()
+    order = torch.tensor([4, 0, 8, 2, 6, 1, 3, 7, 5])
+    torch.testing.assert_close(detector(batch[order]).scores, whole.scores[order], rtol=1e-5, atol=1e-6)
+    assert_equal(detector(batch), whole)
+
+
+def test_decisions_follow_the_thresholds(make_detector: MakeDetector) -> None:
+    scores = make_detector((1.0,))(images(6)).scores.sort()
+    limit = scores.values[3].item()
+    detector = make_detector((limit,))
+    found = detector(images(6))
+    assert found.thresholds.tolist() == [limit] * 6
+    assert found.anomalous.sum() == 2  # a score at its threshold is not above it
+    assert sorted(found.anomalous.nonzero().flatten().tolist()) == sorted(scores.indices[4:].tolist())
+
+
+def test_the_threshold_is_that_of_the_inferred_class(make_detector: MakeDetector) -> None:
+    detector = make_detector((1.0, 2.0, 3.0))
+    x = detector.whitening(detector.backbone(images(3))).mean(dim=(2, 3))
+    detector.class_means.copy_(x[[2, 0, 1]])
+    found = detector(images(3))
+    assert found.classes.tolist() == [1, 2, 0]
+    assert found.thresholds.tolist() == [2.0, 3.0, 1.0]
+
+
+def test_without_calibration_nothing_is_anomalous(make_detector: MakeDetector) -> None:
+    found = make_detector((1.0, 2.0), calibration=None)(images())
+    assert found.thresholds.tolist() == [INFINITE] * 3
+    assert not found.anomalous.any()
+
+
+def test_calibration_arrives(tiny_detector: Detector, tmp_path: Path) -> None:
+    calibration = Calibration((0.25, math.inf), (3, 0), 0.02)
+    assert tiny_detector.calibrated(calibration) is tiny_detector
+    tiny_detector.save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    assert loaded.spec.calibration == calibration
+    assert loaded.thresholds.tolist() == [0.25, INFINITE]
+
+
+def test_another_scorer_forgets_the_thresholds(tiny_detector: Detector) -> None:
+    before = tiny_detector(images())
+    assert_equal(tiny_detector.with_scorer(tiny_detector.spec.scorer)(images()), before)
+    after = tiny_detector.with_scorer(ScorerConfig(steps=5))(images())
+    assert not torch.allclose(after.scores, before.scores)
+    assert after.thresholds.tolist() == [INFINITE] * 3
+    assert tiny_detector.spec.calibration is None
+
+
+def test_the_protocol_shapes_the_maps(make_detector: MakeDetector) -> None:
+    plain = make_detector((1.0,), protocol=Protocol(map_size=32, top_percent=100.0))(images())
+    torch.testing.assert_close(plain.scores, plain.maps.mean(dim=(1, 2)))
+    blurred = make_detector((1.0,), protocol=Protocol(map_size=32, blur_sigma=4.0, top_percent=100.0))
+    found = blurred(images())
+    assert found.maps.std() < plain.maps.std()
+    torch.testing.assert_close(found.scores, plain.scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(1, 3, SIDE, SIDE),
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8),
+        torch.zeros(3, SIDE, SIDE, dtype=torch.uint8),
+    ],
+    ids=["floats", "small", "channels last", "no batch"],
+)
+def test_other_images_are_refused(tiny_detector: Detector, batch: Tensor) -> None:
+    with pytest.raises(UserError, match=r"takes uint8 RGB of shape \[B, 3, 64, 64\]"):
+        tiny_detector(batch)
+
+
+def test_run_directories_and_folders_are_found(saved: Path, tmp_path: Path) -> None:
+    assert locate_detector(str(saved)) == saved
+    assert locate_detector(str(tmp_path)) == saved
+    assert_equal(Detector.load(tmp_path)(images()), Detector.load(saved)(images()))
+
+
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_a_place_without_a_detector_is_named(tmp_path: Path, name: str) -> None:
+    assert f"{tmp_path / name}: no detector here" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_description_is_refused(saved: Path, content: bytes) -> None:
+    (saved / SPEC_NAME).write_bytes(content)
+    assert f"{saved / SPEC_NAME}: not a readable detector" in refusal(saved)
+
+
+def test_a_description_of_another_version_is_refused(saved: Path) -> None:
+    edit(saved, lambda spec: spec.update(format="fmad-detector/99"))
+    message = refusal(saved)
+    assert SPEC_NAME in message
+    assert "format" in message
+
+
+def test_the_bad_field_of_a_description_is_named(saved: Path) -> None:
+    edit(saved, lambda spec: spec["scorer"].update(steps=0))
+    assert "scorer.steps" in refusal(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 5000, -1])
+def test_truncated_weights_are_refused(saved: Path, keep: int) -> None:
+    path = saved / WEIGHTS_NAME
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path}: not readable weights" in refusal(saved)
+
+
+def test_missing_weights_are_refused(saved: Path) -> None:
+    (saved / WEIGHTS_NAME).unlink()
+    assert str(saved / WEIGHTS_NAME) in refusal(saved)
+
+
+def test_one_flipped_bit_of_the_weights_is_noticed(saved: Path) -> None:
+    path = saved / WEIGHTS_NAME
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    assert f"{path}: changed after it was written" in refusal(saved)
+
+
+def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
+    edit(saved, lambda spec: spec["network"].update(width=16))
+    message = refusal(saved)
+    assert "do not fit detector.json" in message
+    assert "network." in message
+
+
+def test_weights_of_another_detector_are_refused(saved: Path, make_detector: MakeDetector, tmp_path: Path) -> None:
+    other = make_detector((1.0, 2.0))
+    with torch.no_grad():
+        other.network.head.weight.mul_(1.5)
+    other.save(tmp_path / "other")
+    (saved / WEIGHTS_NAME).write_bytes((tmp_path / "other" / WEIGHTS_NAME).read_bytes())
+    assert WEIGHTS_NAME in refusal(saved)
+
+
+def test_foreign_tensors_are_refused(saved: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"something": torch.zeros(3)}, saved / WEIGHTS_NAME)
+    assert "do not fit detector.json" in refusal(saved)
+
+
+def test_a_failed_save_leaves_the_old_detector(
+    saved: Path, tiny_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    tiny_detector.calibrated(Calibration((9.0, 9.0), (1, 1), 0.1))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        tiny_detector.save(saved)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
