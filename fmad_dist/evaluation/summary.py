@@ -7,7 +7,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-COLUMNS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
+COLUMNS = {
+    "image_auroc": "I-AUROC",
+    "image_ap": "I-AP",
+    "image_f1max": "I-F1max",
+    "pixel_auroc": "P-AUROC",
+    "pixel_ap": "P-AP",
+    "pixel_f1max": "P-F1max",
+    "aupro": "AUPRO",
+}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -18,12 +26,18 @@ def read_results(folder: Path) -> dict[str, Any]:
 def print_summary(folder: Path) -> None:
     """A table of all classes and their mean, and where the files are."""
     results = read_results(folder)
-    table = Table("class", "images", *COLUMNS, title=f"protocol {results['protocol']['name']}")
+    table = Table(title=f"protocol {results['protocol']['name']}")
+    table.add_column("class", no_wrap=True, overflow="fold")
+    for title in ("images", *COLUMNS.values()):
+        table.add_column(title, justify="right", no_wrap=True)
     for name, values in results["classes"].items():
         table.add_row(name, str(values["num_images"]), *(_number(values[column]) for column in COLUMNS))
     table.add_section()
     table.add_row("mean", "", *(_number(results["mean"][column]) for column in COLUMNS), style="bold")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
     print(f"report: {folder / 'report.html'}")
 
 
