@@ -1,5 +1,6 @@
 """Small converted datasets, a small backbone and a small detector that many tests share. They must not be changed."""
 
+import copy
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
     from fmad_dist.detector import Detector
     from fmad_dist.features.backbones import Backbone
 
-settings.register_profile("shared-machine", deadline=None)  # a busy machine is not a failure
+settings.register_profile("shared-machine", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("shared-machine")
 
 SIDE = 64
 TRAIN_COUNTS = {"bolt": 5, "nut": 7, "washer": 12}
 
-MakeDataset = Callable[..., str]
 MakeDetector = Callable[..., "Detector"]
 
 
@@ -73,14 +73,10 @@ def own_copy(tiny_url: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_url, tmp_path / "own"))
 
 
-@pytest.fixture
-def make_dataset(tmp_path: Path) -> MakeDataset:
-    """Converts another small dataset: `make_dataset(name, {"class": num_train}, side)` returns its URL."""
-
-    def make(name: str, counts: dict[str, int], side: int = 16) -> str:
-        return build_dataset(tmp_path, name, counts, side)
-
-    return make
+@pytest.fixture(scope="session")
+def alpha_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another dataset, whose name sorts before the first: two classes with 2 and 3 training images. Read only."""
+    return build_dataset(tmp_path_factory.mktemp("alpha"), "alpha", {"rod": 2, "cap": 3}, side=16)
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +102,15 @@ def make_detector(backbone: "Backbone") -> MakeDetector:
     return make
 
 
-@pytest.fixture
-def tiny_detector(make_detector: MakeDetector) -> "Detector":
-    """A calibrated detector of two classes."""
+@pytest.fixture(scope="session")
+def _shared_detector(make_detector: MakeDetector) -> "Detector":
     return make_detector((1.0, 2.0))
+
+
+@pytest.fixture
+def tiny_detector(_shared_detector: "Detector") -> "Detector":
+    """A calibrated detector of two classes; every test has its own."""
+    return copy.deepcopy(_shared_detector)
 
 
 def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes: object) -> "Detector":

@@ -1,5 +1,4 @@
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +40,8 @@ def mixture_of(*datasets: Dataset) -> Mixture:
 
 
 @pytest.fixture
-def two_urls(tiny_url: str, make_dataset: Callable[..., str]) -> tuple[str, str]:
-    return tiny_url, make_dataset("alpha", {"rod": 2, "cap": 3})
+def two_urls(tiny_url: str, alpha_url: str) -> tuple[str, str]:
+    return tiny_url, alpha_url
 
 
 def test_the_order_of_urls_does_not_matter(two_urls: tuple[str, str]) -> None:
