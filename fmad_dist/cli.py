@@ -92,9 +92,10 @@ def predict(
     from fmad_dist.detector import Detector
     from fmad_dist.predict import predict as run
     from fmad_dist.tracking.registry import use_registry
+    from fmad_dist.world import World
 
     use_registry(tracking_uri)
-    summary = run(Detector.load(model), source, out)
+    summary = run(Detector.load(model).place(World().device), source, out)
     typer.echo(f"{summary.num_images} images, {summary.num_anomalous} anomalous: {out}/scores.csv")
     if summary.unreadable:
         raise UserError(f"{len(summary.unreadable)} images could not be scored, first: {summary.unreadable[0]}")

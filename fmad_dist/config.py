@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
 
+DecayRate = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 PresetName = Literal["tiny", "small", "B", "L", "H", "G"]
 
 
@@ -59,10 +60,12 @@ class TrainConfig(Section):
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
     warmup_samples: int = Field(1600, ge=0, description="samples of linear warm-up; cosine to zero follows")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decay rates")
+    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="AdamW moment decay rates")
     clip: float = Field(1.0, gt=0.0, description="global gradient norm limit")
     ema: float = Field(0.999, ge=0.0, lt=1.0, description="decay per step of the averaged weights that are deployed")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="compute precision; masters and EMA stay fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="compute precision; auto = bf16 where the hardware has it. Masters and EMA stay fp32"
+    )
     zero_stage: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     seed: int = Field(0, ge=0, description="keys initial weights, epoch order, noise and times")
     log_every: int = Field(20, ge=1, description="steps between metric records")

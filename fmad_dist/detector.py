@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fmad_dist.config import FeatureConfig, ScorerConfig
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.features.backbones import Backbone
+from fmad_dist.features.backbones import Backbone, chunk_for
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.features.whitening import Whitening
 from fmad_dist.flow.noise import content_keys
@@ -110,6 +110,11 @@ class Detector(nn.Module):
         maps = blur(maps, protocol.blur_sigma)
         classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
         return Detections(top_mean(maps, protocol.top_percent), maps, classes, self.thresholds[classes])
+
+    def place(self, device: torch.device) -> "Detector":
+        """Move to a device and let the backbone run as many images at a time as suit it."""
+        self.backbone.chunk = chunk_for(device)
+        return self.to(device)
 
     def with_scorer(self, scorer: ScorerConfig) -> "Detector":
         """The same detector with another scorer; its thresholds no longer apply and become infinite."""

@@ -38,7 +38,7 @@ def predict(detector: Detector, source: str, out: str) -> PredictionSummary:
         UserError: there are no images, the source cannot be read or the target cannot be written.
     """
     images, target = Store(source), Store(out)
-    if f"{target.url}/".startswith(f"{images.url}/"):
+    if type(images.fs) is type(target.fs) and f"{target.path()}/".startswith(f"{images.path()}/"):
         raise UserError(f"{out}: lies inside the source {source}; choose an --out outside it.")
     names = [name for name in images.list() if name.lower().endswith(IMAGE_SUFFIXES)]
     if not names:

@@ -2,6 +2,10 @@
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,13 @@ class World:
             local_rank=int(read("LOCAL_RANK", "0")),
             node=int(read("GROUP_RANK", "0")),
         )
+
+    @property
+    def device(self) -> "torch.device":
+        """This process's GPU, or the CPU where there is none."""
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def is_main(self) -> bool:

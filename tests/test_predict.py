@@ -145,7 +145,6 @@ def test_results_inside_the_source_are_refused(tiny_detector: Detector, source: 
         predict(tiny_detector, str(source), f"{tmp_path}/{out}")
 
 
-@pytest.mark.xfail(strict=True, reason="paths are compared as they were typed")
 def test_results_inside_the_source_are_refused_however_they_are_written(
     tiny_detector: Detector, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

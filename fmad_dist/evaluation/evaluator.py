@@ -15,7 +15,6 @@ from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
-from fmad_dist.features.backbones import chunk_for
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure, ImageSource
 from fmad_dist.stream.mixture import Mixture
@@ -68,8 +67,7 @@ def evaluate_share(
     protocol = detector.spec.protocol
     state = EvaluationState(protocol)
     images = TestImages(mixture, detector.image_size, protocol.map_size)
-    detector = detector.to(device)
-    detector.backbone.chunk = chunk_for(device)
+    detector.place(device)
     total = sum(len(batch) for batch in batches)
     with Progress("evaluate", total, shown=world.is_main) as progress:
         for batch in _read(images, batches, workers):

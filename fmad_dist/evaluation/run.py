@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fmad_dist.config import override_scorer
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
@@ -37,9 +35,8 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
-    device = torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     _join(world)
-    state = evaluate_share(detector, mixture, world, device, options.workers)
+    state = evaluate_share(detector, mixture, world, world.device, options.workers)
     parts = _gather(state.to_bytes(), world)
     if parts is None:
         return None

@@ -131,7 +131,7 @@ def _log_model(detector: Path, name: str, run_id: str) -> str:
     from mlflow.types import ColSpec, Schema, TensorSpec
 
     size = json.loads((detector / "detector.json").read_text())["features"]["image_size"]
-    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3), "images")])
+    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))])
     outputs = Schema([ColSpec("double", "score"), ColSpec("boolean", "anomalous"), ColSpec("string", "class_name")])
     with mlflow.start_run(run_id=run_id):
         logged: Any = mlflow.pyfunc.log_model(

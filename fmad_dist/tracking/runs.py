@@ -44,7 +44,7 @@ class TrackedRun:
             self._client = connect(uri)
             self.run_id = run_id or self._create()
             self._client.update_run(self.run_id, status="RUNNING")
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise UserError(
                 f"tracking.uri: the MLflow server {uri} cannot be used ({first_line(error)}); start it, correct "
                 "the URI or set tracking.mlflow=false."

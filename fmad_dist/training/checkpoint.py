@@ -78,9 +78,11 @@ def read_state(path: Path, network: DiTSpec, plan_digest: str) -> TrainState:
     where = path / STATE_NAME
     try:
         body = json.loads(where.read_text())
-        body.pop("format"), body.pop("files")
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        body.pop("files")
         state = TrainState(**body)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a readable checkpoint ({error}); remove the folder {path}.") from None
     if state.network != asdict(network):
         differing = [key for key, value in asdict(network).items() if state.network.get(key) != value]

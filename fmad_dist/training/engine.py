@@ -60,19 +60,18 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout) -> Any:
     cpu = not torch.cuda.is_available()
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
-    elif config.precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise UserError("train.precision: this GPU has no bf16; use fp32.")
+    dtype = compute_dtype(config)
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 
     quiet_libraries()
     # The launcher notes defaults of its own for fields that our complete configuration sets, and would refuse both.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
-    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout))
+    plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout, dtype))
     backend = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         kwargs_handlers=[backend],
     )
     if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.num_processes != layout.world_size:
@@ -90,18 +89,34 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
         network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     prepared, _ = accelerator.prepare(network, optimizer)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return Engine(accelerator, prepared, dtype)
+    return Engine(accelerator, prepared, compute_dtype(config))
 
 
-def deepspeed_config(config: TrainConfig, layout: BatchLayout) -> dict[str, Any]:
+def compute_dtype(config: TrainConfig) -> torch.dtype:
+    """bfloat16 or float32. On a CPU bf16 pays only with native instructions, where it more than doubles the speed.
+
+    Raises:
+        UserError: bf16 is asked for on a GPU that lacks it.
+    """
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported()
+        if config.precision == "bf16" and not native:
+            raise UserError("train.precision: this GPU has no bf16; use auto or fp32.")
+    else:
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        native = bool(probe is not None and probe())
+    use = config.precision == "bf16" or (config.precision == "auto" and native)
+    return torch.bfloat16 if use else torch.float32
+
+
+def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtype) -> dict[str, Any]:
     """DeepSpeed's JSON for this run; every value that accelerate would guess is given."""
     return {
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": config.clip,
-        "bf16": {"enabled": config.precision == "bf16"},
+        "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 10_000},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

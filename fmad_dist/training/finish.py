@@ -8,6 +8,7 @@ import torch
 from fmad_dist.detector import Detector, DetectorSpec
 from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.scoring.calibration import Calibration, fit_thresholds
+from fmad_dist.stream.batches import ImageSource
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.training.weights import averaged_weights
 
@@ -19,7 +20,7 @@ SCORE_BATCH = 16
 
 def finish_run(job: "TrainJob") -> None:
     """Every rank calls: all of them gather the weights and score a share of the held-out normals."""
-    detector = build_detector(job).to(job.engine.device)
+    detector = build_detector(job).place(job.engine.device)
     detector.calibrated(calibrate(detector, job))
     if job.world.is_main:
         folder = job.config.run_dir / "detector"
@@ -58,12 +59,12 @@ def calibrate(detector: Detector, job: "TrainJob") -> Calibration:
     """Thresholds from the scores of the held-out normals, which no training step has seen."""
     rows = job.split.held_out
     share = rows[job.world.share(len(rows))]
+    images = ImageSource(job.mixture, detector.image_size)
     scores: list[float] = []
     for start in range(0, len(share), SCORE_BATCH):
         chosen = [int(row) for row in share[start : start + SCORE_BATCH]]
-        data = torch.stack([job.features.source.read(row) for row in chosen]).to(job.engine.device)
-        features = data if job.features.cached else detector.backbone(data)
-        scores += detector.score(detector.whitening(features), keys=chosen).scores.tolist()
+        pixels = torch.stack([images.read(row) for row in chosen])
+        scores += detector(pixels).scores.tolist()
     gathered = np.array([score for part in gather_objects(scores) for score in part])
     numbers = job.mixture.class_numbers[rows]
     return fit_thresholds(gathered, numbers, len(detector.spec.class_names), job.config.calibration.false_alarm_rate)

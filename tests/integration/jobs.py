@@ -56,6 +56,7 @@ class Job:
             "features": {"image_size": SIDE, "grid": 4, "taps": [1, 2, 3], "cache": str(self.root / "features")},
             "protocol": {"map_size": SIDE},
             "train": {"steps": 6, "global_batch": 8, "warmup_samples": 16, "log_every": 1, "checkpoint_every": 3}
+            | {"precision": "fp32"}  # so that layouts can be compared to many digits
             | {"log_samples": True}
             | train,
             "tracking": {"mlflow": False},
