@@ -1,0 +1,316 @@
+"""Every layout with something wrong: one sentence that names the file, and nothing left at the target."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from data_tools.sharder import Conversion, convert
+from fmad_dist.errors import UserError
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def write_mask(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def values(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def change_mask(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    write_mask(path, change(values(path)))
+
+
+def with_second_value(mask: np.ndarray) -> np.ndarray:
+    mask[0, 0] = 7
+    return mask
+
+
+def entry(path: Path, split: str, number: int, **changes: object) -> None:
+    lists = json.loads(path.read_bytes())
+    lists[split][number].update(changes)
+    path.write_text(json.dumps(lists), encoding="utf-8")
+
+
+def cloud(path: Path, points: np.ndarray) -> None:
+    tifffile.imwrite(path, points, photometric="minisblack", planarconfig="contig")
+
+
+CSV = "split_csv/1cls.csv"
+BAD_ANOMALY = "candle/Data/Images/Anomaly/000.JPG"
+LOGICAL = "pushpins/ground_truth/logical_anomalies"
+JSON = "realiad_jsons/audiojack.json"
+POINTS = "bagel/train/good/xyz/000.tiff"
+
+BAD: dict[str, tuple[str, str, Callable[[Path], object], str]] = {
+    "visa: no list": ("visa", "official", lambda t: (t / CSV).unlink(), "1cls.csv: missing, but it says"),
+    "visa: list without a column": (
+        "visa",
+        "official",
+        lambda t: edit(t / CSV, "object,split,label", "object,split,labels"),
+        "1cls.csv: column label is missing",
+    ),
+    "visa: image missing": (
+        "visa",
+        "official",
+        lambda t: (t / BAD_ANOMALY).unlink(),
+        r"line \d+: .*000.JPG does not ex",
+    ),
+    "visa: mask missing": (
+        "visa",
+        "official",
+        lambda t: (t / "candle/Data/Masks/Anomaly/001.png").unlink(),
+        r"1cls.csv line \d+: .*001.png does not exist",
+    ),
+    "visa: no mask named": (
+        "visa",
+        "official",
+        lambda t: edit(t / CSV, f"{BAD_ANOMALY},candle/Data/Masks/Anomaly/000.png", f"{BAD_ANOMALY},"),
+        "label anomaly and mask ''; add its mask",
+    ),
+    "visa: unknown label": (
+        "visa",
+        "official",
+        lambda t: edit(t / CSV, ",anomaly,", ",bad,"),
+        "label is 'bad'; use one",
+    ),
+    "visa: two-class list": (
+        "visa",
+        "official",
+        lambda t: shutil.copyfile(t / "split_csv/2cls_highshot.csv", t / CSV),
+        "an anomalous training image",
+    ),
+    "visa: path out of the tree": (
+        "visa",
+        "official",
+        lambda t: edit(t / CSV, BAD_ANOMALY, f"../{BAD_ANOMALY}"),
+        "is not a path below",
+    ),
+    "visa: repeated row": (
+        "visa",
+        "official",
+        lambda t: (t / CSV).write_text((t / CSV).read_text() + (t / CSV).read_text().splitlines()[1] + "\n"),
+        "a second time; keep one row per image",
+    ),
+    "visa: cut row": ("visa", "official", lambda t: edit(t / CSV, ",test,normal,", ",test"), "another number of cells"),
+    "visa: converted without a mask": (
+        "visa",
+        "converted",
+        lambda t: (t / "VisA_pytorch/1cls/candle/ground_truth/bad/000.png").unlink(),
+        "000.JPG: its mask is missing",
+    ),
+    "loco: no defects_config.json": (
+        "loco",
+        "official",
+        lambda t: (t / "pushpins/defects_config.json").unlink(),
+        "pushpins/defects_config.json: missing, but it explains",
+    ),
+    "loco: config is no JSON": (
+        "loco",
+        "official",
+        lambda t: (t / "pushpins/defects_config.json").write_text("["),
+        "defects_config.json: the whole file is wrong",
+    ),
+    "loco: config without a field": (
+        "loco",
+        "official",
+        lambda t: edit(t / "pushpins/defects_config.json", "pixel_value", "value"),
+        r"0.pixel_value is wrong \(Field required\)",
+    ),
+    "loco: share that is no fraction": (
+        "loco",
+        "official",
+        lambda t: edit(t / "breakfast_box/defects_config.json", "0.5", "5"),
+        "saturation_threshold of missing_cereals is 5; give a fraction",
+    ),
+    "loco: pixels that are a fraction": (
+        "loco",
+        "official",
+        lambda t: edit(t / "pushpins/defects_config.json", ": 40", ": 0.4"),
+        "is 0.4; give a whole number",
+    ),
+    "loco: masks missing": (
+        "loco",
+        "official",
+        lambda t: shutil.rmtree(t / LOGICAL / "000"),
+        "000.png: its masks are missing; expected .*logical_anomalies/000/000.png",
+    ),
+    "loco: masks without image": (
+        "loco",
+        "official",
+        lambda t: (t / LOGICAL / "000").rename(t / LOGICAL / "009"),
+        "009: no image in .* belongs",
+    ),
+    "loco: unknown defect id": (
+        "loco",
+        "official",
+        lambda t: change_mask(t / LOGICAL / "001/000.png", lambda m: (m != 0) * 9),
+        "000.png: defect id 9 is not one of 254, 255",
+    ),
+    "loco: two values in one mask": (
+        "loco",
+        "official",
+        lambda t: change_mask(t / LOGICAL / "001/000.png", with_second_value),
+        r"holds the values \(7, 254\), but is the mask of one defect",
+    ),
+    "loco: empty channel": (
+        "loco",
+        "official",
+        lambda t: change_mask(t / LOGICAL / "000/001.png", lambda m: m * 0),
+        "000/001.png: the mask is empty",
+    ),
+    "loco: unknown kind": (
+        "loco",
+        "official",
+        lambda t: (t / "pushpins/test/dirt").mkdir(),
+        "test/dirt: not part of the loco layout",
+    ),
+    "3d: cloud missing": (
+        "mvtec3d",
+        "official",
+        lambda t: (t / POINTS).unlink(),
+        "000.png: its point cloud is missing",
+    ),
+    "3d: cloud without image": (
+        "mvtec3d",
+        "official",
+        lambda t: (t / "bagel/train/good/rgb/000.png").unlink(),
+        "xyz/000.tiff: no image in .*rgb belongs",
+    ),
+    "3d: cloud of another size": (
+        "mvtec3d",
+        "official",
+        lambda t: cloud(t / POINTS, np.ones((20, 30, 3), np.float32)),
+        "000.tiff: the point cloud is 30x20 but its image is 48x48",
+    ),
+    "3d: cloud of another type": (
+        "mvtec3d",
+        "official",
+        lambda t: cloud(t / POINTS, np.ones((48, 48, 3), np.float64)),
+        "000.tiff: float64 .* not float32",
+    ),
+    "3d: cloud is no TIFF": (
+        "mvtec3d",
+        "official",
+        lambda t: (t / POINTS).write_bytes(b"points"),
+        "000.tiff: cannot be decoded",
+    ),
+    "3d: mask missing": (
+        "mvtec3d",
+        "official",
+        lambda t: (t / "bagel/test/crack/gt/001.png").unlink(),
+        "crack/rgb/001.png: its mask is missing; expected .*gt/001.png",
+    ),
+    "realiad: lists missing": (
+        "realiad",
+        "nested",
+        lambda t: shutil.rmtree(t / "realiad_jsons"),
+        "not of the realiad layout",
+    ),
+    "realiad: list of a class missing": ("realiad", "flat", lambda t: (t / JSON).unlink(), "audiojack.json: missing"),
+    "realiad: no JSON": ("realiad", "flat", lambda t: (t / JSON).write_text("{"), "audiojack.json: the whole file is"),
+    "realiad: wrong path": (
+        "realiad",
+        "flat",
+        lambda t: entry(t / JSON, "test", 3, image_path="OK/S0002/x.jpg"),
+        r"audiojack.json test\[3\]: .*OK/S0002/x.jpg does not exist",
+    ),
+    "realiad: unknown code": (
+        "realiad",
+        "flat",
+        lambda t: entry(t / JSON, "test", 5, anomaly_class="XX"),
+        "audiojack.json: test.5.anomaly_class is wrong",
+    ),
+    "realiad: defect without mask": (
+        "realiad",
+        "flat",
+        lambda t: entry(t / JSON, "test", 5, mask_path=None),
+        r"test\[5\]: anomaly_class AK with mask_path None; name its mask",
+    ),
+    "realiad: defect in training": (
+        "realiad",
+        "flat",
+        lambda t: entry(t / JSON, "train", 0, anomaly_class="AK"),
+        r"train\[0\]: an anomalous training image",
+    ),
+    "realiad: two resolutions": (
+        "realiad",
+        "flat",
+        lambda t: (t / "realiad_512").mkdir(),
+        r"holds several resolutions \(realiad_256, realiad_512\)",
+    ),
+    "folder: image missing": (
+        "folder",
+        "csv",
+        lambda t: (t / "nuts/no.0.png").unlink(),
+        r"images.csv line \d+: .*no.0.png does not exist",
+    ),
+    "folder: unknown column": (
+        "folder",
+        "csv",
+        lambda t: edit(t / "images.csv", "defect_type", "kind"),
+        "images.csv: column 'kind' is unknown",
+    ),
+    "folder: unknown split": (
+        "folder",
+        "csv",
+        lambda t: edit(t / "images.csv", ",val,", ",validation,"),
+        "split is 'validation'; use one of train, val, test",
+    ),
+    "folder: defect without mask": (
+        "folder",
+        "csv",
+        lambda t: edit(t / "images.csv", "drawn/0.png;drawn/1.png", ""),
+        "label anomaly with mask ''; name its mask",
+    ),
+    "folder: tree without a mask": (
+        "folder",
+        "tree",
+        lambda t: (t / "bolt/masks/scratch/a.png").unlink(),
+        "a.jpg: its mask is missing; expected .*masks/scratch/a.png",
+    ),
+    "folder: masks without images": (
+        "folder",
+        "tree",
+        lambda t: shutil.rmtree(t / "bolt/scratch"),
+        "masks/scratch: masks without a folder",
+    ),
+    "mpdd: mask missing": (
+        "mpdd",
+        "official",
+        lambda t: (t / "bracket_black/ground_truth/scratches/001_mask.png").unlink(),
+        "scratches/001.png: its mask is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_layout(converted, tmp_path, case):
+    layout, name, spoil, message = BAD[case]
+    tree = tmp_path / "tree"
+    shutil.copytree(converted(layout, name).source, tree)
+    spoil(tree)
+    with pytest.raises(UserError, match=message) as caught:
+        convert(Conversion(layout, "tiny", tree, str(tmp_path / "out"), size=32, num_workers=1))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("layout", ["visa", "loco", "mvtec3d", "mpdd", "realiad", "folder"])
+def test_another_layout(tmp_path, layout):
+    (tmp_path / "other" / "pictures").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"expected .*found pictures"):
+        convert(Conversion(layout, "tiny", tmp_path / "other", str(tmp_path / "out"), num_workers=1))
