@@ -58,14 +58,17 @@ MVTEC_AD = Benchmark(
 
 
 def read_mvtec(root: Path, dataset: str) -> SourceTree:
-    """Any tree of the layout; it is compared with MVTec AD if all its classes have names of that benchmark.
+    """Any tree of the layout; it is compared with MVTec AD if all its classes and defects have names of that benchmark.
 
     Raises:
         UserError: as `read_good_tree`.
     """
     images = read_good_tree(root, dataset)
-    benchmark = MVTEC_AD if MVTEC_AD.covers({image.class_name for image in images}) else None
-    return source_tree(dataset, LAYOUT, root, images, benchmark)
+    defects: dict[str, set[str]] = {image.class_name: set() for image in images}
+    for image in images:
+        if image.label:
+            defects[image.class_name].add(image.defect_type)
+    return source_tree(dataset, LAYOUT, root, images, MVTEC_AD if MVTEC_AD.covers(defects) else None)
 
 
 def read_good_tree(root: Path, dataset: str) -> list[SourceImage]:

@@ -29,9 +29,10 @@ class Benchmark:
     classes: Mapping[str, OfficialCounts]
     total: OfficialCounts = field(default_factory=OfficialCounts)
 
-    def covers(self, class_names: set[str]) -> bool:
-        """Whether every one of these classes is one of the benchmark's (and there is one)."""
-        return bool(class_names) and class_names <= set(self.classes)
+    def covers(self, defects: Mapping[str, set[str]]) -> bool:
+        """Whether classes with these defects are the benchmark's: a name such as "screw" alone proves nothing."""
+        known = {name: set(counts.defects or {}) for name, counts in self.classes.items()}
+        return any(defects.values()) and all(name in known and own <= known[name] for name, own in defects.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,10 +59,25 @@ def test_missing_and_unknown_classes():
     )
 
 
-def test_own_classes_are_not_compared_with_mvtec(options):
+def test_own_classes_are_not_compared_with_mvtec(options, tree):
+    (tree / "nut").rename(tree / "screw")  # a class name of MVTec AD, but with a defect of ours
     report = convert(options())
     assert report.deviations == ()
     assert report.manifest.citation == ""
+
+
+def test_mvtec_is_recognised(converted):
+    report = converted("mvtec").report
+    assert report.manifest.citation == MVTEC_AD.citation
+    assert Deviation("bottle", "train", "209", "3") in report.deviations
+    assert Deviation("grid", "defect bent", "12", "1") in report.deviations
+
+
+def test_deviations_are_told_again_when_nothing_is_written(converted):
+    case = converted("mpdd")
+    again = convert(case.options)
+    assert not again.written
+    assert again.deviations == case.report.deviations != ()
 
 
 def test_realiad_single_view_has_its_own_totals(converted, tmp_path):
