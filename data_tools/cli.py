@@ -15,7 +15,7 @@ def convert(
     dataset: Annotated[str, typer.Option(help="Name of the dataset; the first part of every sample id.")],
     source: Annotated[Path, typer.Option(help="Folder with the unpacked images.")],
     out: Annotated[str, typer.Option(help="Where to write: a path or any fsspec URL such as s3://bucket/name.")],
-    layout: Annotated[str, typer.Option(help="How the source folder is organised.")] = "mvtec",
+    layout: Annotated[str, typer.Option(help="mvtec, visa, loco, mvtec3d, mpdd, realiad or folder.")] = "mvtec",
     size: Annotated[int, typer.Option(help="Side length of the stored images and masks, in pixels.")] = 256,
     shard_mb: Annotated[int, typer.Option(help="Target size of one shard, in MiB.")] = 256,
     workers: Annotated[int, typer.Option(help="Processes that decode and resize; 0 means one per core.")] = 0,
@@ -36,6 +36,12 @@ def convert(
     options = Conversion(layout, dataset, source, out, size, shard_mb, workers, licence, source_note, overwrite)
     report = run(options, show_progress=True)
     manifest = report.manifest
+    if report.deviations:
+        from rich.console import Console
+
+        from data_tools.overview import deviations_table
+
+        Console().print(deviations_table(report.deviations))
     what = f"{manifest.index.num_samples} images of {len(manifest.classes)} classes"
     if not report.written:
         typer.echo(f"up to date: {out} holds {what}, digest {manifest.digest[:16]}; nothing written")
@@ -110,3 +116,20 @@ def demo(
 
     make_demo_tree(out, seed=seed)
     typer.echo(f"wrote the demo images to {out}; convert them with: fmad data convert --dataset demo --source {out}")
+
+
+@app.command()
+def fixtures(
+    layout: Annotated[str, typer.Option(help="mvtec, visa, loco, mvtec3d, mpdd, realiad or folder.")],
+    out: Annotated[Path, typer.Option(help="New folder for the images.")],
+) -> None:
+    """Write small trees in exactly the official layout of a benchmark, and expected.json with what they hold."""
+    import shlex
+
+    from data_tools.fixtures import EXPECTED_NAME, write_fixture
+
+    trees = write_fixture(layout, out)
+    typer.echo(f"wrote {out / EXPECTED_NAME} and {len(trees)} trees; convert them with:")
+    for name, folder in trees.items():
+        source = shlex.quote(str(folder))
+        typer.echo(f"  fmad data convert --layout {layout} --dataset {layout}_{name} --source {source} --out URL")

@@ -72,10 +72,26 @@ def _check_index(dataset: Dataset, samples: list[Sample]) -> Iterator[Finding]:
     ids = [sample.sample_id for sample in samples]
     if any(first >= second for first, second in pairwise(ids)):
         yield Finding(ERROR, where, f"sample ids are not unique and ascending; {_AGAIN}")
+    for sample in samples:
+        yield from _check_ids(manifest, sample)
     counted = count_classes(samples)
     for name in sorted(counted.keys() | manifest.classes.keys()):
         if counted.get(name) != manifest.classes.get(name):
             yield Finding(ERROR, where, f"class {name}: the rows do not add up to the manifest's counts; {_AGAIN}")
+
+
+def _check_ids(manifest: Manifest, sample: Sample) -> Iterator[Finding]:
+    """Masks carry the ids that the manifest's kind of mask asks for."""
+    if manifest.mask_semantics == "binary":
+        wrong = any(sample.mask_ids)
+    elif manifest.mask_semantics == "class_id":
+        wrong = not all(sample.mask_ids)
+    else:
+        known = {rule.pixel_value for rule in manifest.saturation.get(sample.class_name, [])}
+        wrong = any(len(ids) != 1 or ids[0] not in known for ids in sample.mask_ids)
+    if wrong:
+        ids = ", ".join(map(str, sample.mask_ids))
+        yield Finding(ERROR, sample.sample_id, f"mask ids {ids} do not fit {manifest.mask_semantics} masks; {_AGAIN}")
 
 
 def _check_shards(store: Store, manifest: Manifest, samples: list[Sample]) -> Iterator[Finding]:

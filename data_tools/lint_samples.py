@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from data_tools.members import XYZ_EXTENSION
 from fmad_dist.errors import first_line
 from fmad_dist.stream.manifest import Sample, Span
 
@@ -55,6 +56,9 @@ def check_sample(sample: Sample, members: ShardMembers) -> Iterator[str]:
     yield from _check_facts(sample, members.by_name.get(f"{stem}.json"))
     if bool(sample.masks) != bool(sample.label):
         yield f"label {sample.label} with {len(sample.masks)} masks"
+    if len(sample.mask_ids) != len(sample.masks):
+        yield f"{len(sample.masks)} masks with ids for {len(sample.mask_ids)}"
+    yield from _check_xyz(sample, stem, members)
     for span in sample.masks:
         mask = members.by_offset.get(span.offset)
         if mask is None or not mask.name.startswith(f"{stem}.mask."):
@@ -86,6 +90,25 @@ def _check_mask(sample: Sample, member: Member) -> Iterator[str]:
         yield f"{member.name}: is empty"
 
 
+def _check_xyz(sample: Sample, stem: str, members: ShardMembers) -> Iterator[str]:
+    if sample.xyz is None:
+        return
+    member = members.by_offset.get(sample.xyz.offset)
+    if member is None or member.name != f"{stem}.{XYZ_EXTENSION}":
+        yield f"no point cloud of this image starts at byte {sample.xyz.offset}"
+        return
+    members.claimed.add(member.name)
+    if member.span != sample.xyz:
+        yield f"{member.name}: its bytes differ from the index"
+    try:
+        points = np.load(io.BytesIO(member.data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        yield f"{member.name}: not an npy array ({first_line(error)})"
+        return
+    if points.shape != (sample.height, sample.width, 3) or points.dtype != np.float32:
+        yield f"{member.name}: {points.dtype} {points.shape}, expected float32 ({sample.height}, {sample.width}, 3)"
+
+
 def _check_facts(sample: Sample, member: Member | None) -> Iterator[str]:
     if member is None:
         yield "its json member is missing"
@@ -95,7 +118,9 @@ def _check_facts(sample: Sample, member: Member | None) -> Iterator[str]:
     except ValueError as error:
         yield f"{member.name}: not JSON ({first_line(error)})"
         return
-    for name in ("sample_id", "dataset", "class_name", "split", "label", "defect_type"):
+    if facts.get("mask_ids") != [list(ids) for ids in sample.mask_ids]:
+        yield f"{member.name}: mask_ids is {facts.get('mask_ids')!r}, the index states {sample.mask_ids!r}"
+    for name in ("sample_id", "dataset", "class_name", "split", "label", "defect_type", "group", "view"):
         if facts.get(name) != getattr(sample, name):
             yield f"{member.name}: {name} is {facts.get(name)!r}, the index states {getattr(sample, name)!r}"
 

@@ -16,8 +16,11 @@ def mask_extensions(num_masks: int) -> list[str]:
     return ["mask.png"] if num_masks == 1 else [f"mask.{number}.png" for number in range(num_masks)]
 
 
+XYZ_EXTENSION = "xyz.npy"
+
+
 def sample_members(dataset: str, record: SourceImage, rendered: Rendered) -> dict[str, bytes]:
-    """The files of one sample by their extension: `png`, the masks, and `json` with what the sample is."""
+    """The files of one sample by extension: `png`, the masks, the point cloud, and `json` with what the sample is."""
     facts = {
         "sample_id": record.sample_id,
         "dataset": dataset,
@@ -26,9 +29,13 @@ def sample_members(dataset: str, record: SourceImage, rendered: Rendered) -> dic
         "label": record.label,
         "defect_type": record.defect_type,
         "source": record.source,
+        "group": record.group,
+        "view": record.view,
+        "mask_ids": rendered.mask_ids,
     }
+    xyz = {} if rendered.xyz is None else {XYZ_EXTENSION: rendered.xyz}
     masks = zip(mask_extensions(len(rendered.masks)), rendered.masks, strict=True)
-    return {"png": rendered.image, **dict(masks), "json": json.dumps(facts, sort_keys=True).encode()}
+    return {"png": rendered.image, **dict(masks), **xyz, "json": json.dumps(facts, sort_keys=True).encode()}
 
 
 def index_row(record: SourceImage, rendered: Rendered) -> dict[str, object]:
@@ -46,6 +53,9 @@ def index_row(record: SourceImage, rendered: Rendered) -> dict[str, object]:
         "source_sha256": rendered.source_sha256,
         "source_width": rendered.source_width,
         "source_height": rendered.source_height,
+        "mask_ids": rendered.mask_ids,
+        "group": record.group,
+        "view": record.view,
     }
 
 

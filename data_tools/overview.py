@@ -5,6 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_tools.lint import ERROR, LintReport
+from data_tools.readers.official import Deviation
 from fmad_dist.stream.manifest import ClassCounts, Manifest
 
 
@@ -39,14 +40,29 @@ def _facts(manifest: Manifest) -> Table:
         ("layout", manifest.layout),
         ("stored as", f"{manifest.rendition.size}x{manifest.rendition.size} RGB PNG"),
         ("images", manifest.rendition.image_resample),
-        ("masks", manifest.rendition.mask_resample),
+        ("masks", f"{manifest.mask_semantics}; {manifest.rendition.mask_resample}"),
         ("shards", f"{len(manifest.shards)}, {num_bytes:,} bytes with the index"),
         ("licence", manifest.licence),
         ("source", manifest.source),
+        ("citation", manifest.citation or "none known"),
         ("digest", manifest.digest),
     ):
         facts.add_row(name, escape(value))
     return facts
+
+
+def deviations_table(deviations: tuple[Deviation, ...], limit: int = 40) -> Table:
+    """Where counts differ from the official ones; at most `limit` rows."""
+    table = Table(title="counts that differ from the official ones", title_justify="left", show_edge=False)
+    for name in ("class", "what", "official", "found"):
+        table.add_column(name, overflow="fold")
+    for deviation in deviations[:limit]:
+        table.add_row(
+            escape(deviation.class_name), escape(deviation.what), escape(deviation.official), escape(deviation.found)
+        )
+    if len(deviations) > limit:
+        table.add_row("...", f"and {len(deviations) - limit} more", "", "")
+    return table
 
 
 def findings_table(report: LintReport) -> Table:

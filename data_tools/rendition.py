@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.readers.source import SourceImage
+from data_tools.nearest import cell_centres
+from data_tools.pointclouds import resized_xyz
+from data_tools.readers.source import MaskMeaning, SourceImage
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import decoding, open_image, square_rgb
 
@@ -33,22 +35,26 @@ class Rendered:
     source_sha256: str
     source_width: int
     source_height: int
+    mask_ids: tuple[tuple[int, ...], ...] = ()  # per mask the defect ids in the source
+    xyz: bytes | None = None
 
 
 def render(record: SourceImage, size: int) -> Rendered:
-    """Decode, resize and encode one image and its masks.
+    """Decode, resize and encode one image with its masks and its point cloud.
 
     Raises:
-        UserError: a file cannot be decoded, a mask has another size than its image or is empty.
+        UserError: a file cannot be decoded, a mask has another size than its image, is empty or holds unknown ids.
     """
     data = read_bytes(record.image)
     image = open_image(data, record.image)
-    masks, pooled = [], 0
+    masks, ids, pooled = [], [], 0
     for path in record.masks:
-        mask = binary_mask(read_bytes(path), path)  # (H, W) bool
+        raw = _raw_mask(read_bytes(path), path)
+        mask = _marked(raw)  # (H, W) bool
         check_mask_size(path, (mask.shape[1], mask.shape[0]), image.size)
         if not mask.any():
             raise UserError(f"{path}: the mask is empty but {record.source} is anomalous; redraw it or remove both.")
+        ids.append(defect_ids(raw, record.mask_meaning, path))
         small, was_pooled = resize_mask(mask, size)
         masks.append(png_bytes(Image.fromarray(small.astype(np.uint8) * 255)))
         pooled += was_pooled
@@ -60,6 +66,8 @@ def render(record: SourceImage, size: int) -> Rendered:
         source_sha256=hashlib.sha256(data).hexdigest(),
         source_width=image.width,
         source_height=image.height,
+        mask_ids=tuple(ids),
+        xyz=resized_xyz(read_bytes(record.xyz), record.xyz, size) if record.xyz else None,
     )
 
 
@@ -76,23 +84,50 @@ def header_size(data: bytes, path: Path) -> tuple[int, int]:
         return image.size
 
 
-def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int]) -> None:
+def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int], what: str = "mask") -> None:
     """Raises:
-    UserError: (width, height) of the mask and of its image differ.
+    UserError: (width, height) of the mask, or of `what` else it is, and of its image differ.
     """
     if mask != image:
         raise UserError(
-            f"{path}: the mask is {mask[0]}x{mask[1]} but its image is {image[0]}x{image[1]}; "
-            "export the mask in the image's size."
+            f"{path}: the {what} is {mask[0]}x{mask[1]} but its image is {image[0]}x{image[1]}; "
+            f"export the {what} in the image's size."
         )
 
 
 def binary_mask(data: bytes, path: Path) -> np.ndarray:
     """Bool array (H, W): where any stored channel but alpha is not zero."""
+    return _marked(_raw_mask(data, path))
+
+
+def defect_ids(raw: np.ndarray, meaning: MaskMeaning, path: Path) -> tuple[int, ...]:
+    """The ids in an undecoded mask (H, W), ascending; none if its values mean nothing.
+
+    Raises:
+        UserError: the mask is in colour, or holds ids that the meaning does not allow.
+    """
+    if meaning.semantics == "binary":
+        return ()
+    if raw.ndim != 2:
+        raise UserError(f"{path}: a colour image, but its values are defect ids; save it with one channel.")
+    ids = tuple(int(value) for value in np.unique(raw[raw != 0]))
+    if meaning.semantics == "channel" and len(ids) != 1:
+        raise UserError(f"{path}: holds the values {ids}, but is the mask of one defect; save one PNG per defect.")
+    unknown = set(ids) - meaning.known_ids if meaning.known_ids else set()
+    if unknown:
+        known = ", ".join(map(str, sorted(meaning.known_ids)))
+        raise UserError(f"{path}: defect id {min(unknown)} is not one of {known}; correct the mask or the list of ids.")
+    return ids
+
+
+def _raw_mask(data: bytes, path: Path) -> np.ndarray:
+    """The undecoded values (H, W) or (H, W, C): palette indices, not colours, and no alpha."""
     image = open_image(data, path)
-    raw = np.asarray(image)  # (H, W) or (H, W, C)
-    if image.mode in _ALPHA_MODES:
-        raw = raw[..., :-1]
+    raw = np.asarray(image)
+    return raw[..., :-1] if image.mode in _ALPHA_MODES else raw
+
+
+def _marked(raw: np.ndarray) -> np.ndarray:
     marked = raw != 0
     return marked if marked.ndim == 2 else marked.any(axis=-1)
 
@@ -102,22 +137,17 @@ def resize_mask(mask: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
     if mask.shape == (size, size):
         return mask, False
     height, width = mask.shape
-    nearest = mask[np.ix_(_centres(height, size), _centres(width, size))]
+    nearest = mask[np.ix_(cell_centres(height, size), cell_centres(width, size))]
     if nearest.any() or not mask.any():
         return nearest, False
     return _pool(_pool(mask, size).T, size).T, True
-
-
-def _centres(num_source: int, size: int) -> np.ndarray:
-    """Source index under the centre of each of `size` cells."""
-    return ((2 * np.arange(size) + 1) * num_source) // (2 * size)
 
 
 def _pool(mask: np.ndarray, size: int) -> np.ndarray:
     """Shrink axis 0 to `size` cells: a cell is set if any of its source rows is. Enlarges to the nearest row."""
     num_rows = mask.shape[0]
     if num_rows <= size:
-        return mask[_centres(num_rows, size)]
+        return mask[cell_centres(num_rows, size)]
     return np.logical_or.reduceat(mask, (np.arange(size) * num_rows) // size, axis=0)
 
 

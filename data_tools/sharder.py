@@ -9,12 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_tools.counts import count_classes
 from data_tools.fingerprint import FileDigests, digest_files, source_digest
 from data_tools.readers import read_source
+from data_tools.readers.official import Deviation, deviations
 from data_tools.readers.source import SourceTree
 from data_tools.rendition import IMAGE_RESAMPLE, MASK_RESAMPLE
 from data_tools.shards import ShardWriter
@@ -71,6 +72,7 @@ class ConversionReport:
     written: bool  # False: everything was up to date
     num_pooled_masks: int  # masks that nearest resizing would have emptied
     num_leftovers: int  # scratch files of a killed conversion that were removed
+    deviations: tuple[Deviation, ...] = ()  # from the official counts of a published benchmark
 
 
 @dataclass(slots=True)
@@ -92,12 +94,13 @@ def convert(options: Conversion, show_progress: bool = False) -> ConversionRepor
     tree = _with_provenance(read_source(options.layout, options.source, options.dataset), options)
     store = Store(options.out)
     _check_owner(store, options)
+    unofficial = deviations(tree.benchmark, count_classes(tree.images)) if tree.benchmark else ()
     with _progress(len(tree.images), show_progress) as (checked, stored):
         digests = digest_files(tree.images, checked)
         digest = source_digest(tree, digests, size=options.size, shard_bytes=options.shard_bytes)
         existing = _existing(store)
         if existing and existing.source_digest == digest and not options.overwrite and _is_complete(store, existing):
-            return ConversionReport(existing, written=False, num_pooled_masks=0, num_leftovers=0)
+            return ConversionReport(existing, False, num_pooled_masks=0, num_leftovers=0, deviations=unofficial)
         check_writable(store)
         num_leftovers = remove_leftovers(store)
         written = _Written(advance=stored)
@@ -107,13 +110,13 @@ def convert(options: Conversion, show_progress: bool = False) -> ConversionRepor
         except BaseException:
             _withdraw(store, written.shards, existing)
             raise
-    return ConversionReport(manifest, True, num_pooled_masks=written.num_pooled, num_leftovers=num_leftovers)
+    return ConversionReport(manifest, True, written.num_pooled, num_leftovers, unofficial)
 
 
 def _with_provenance(tree: SourceTree, options: Conversion) -> SourceTree:
     licence = options.licence if options.licence is not None else tree.licence
     note = options.note if options.note is not None else tree.note
-    return SourceTree(tree.dataset, tree.layout, tree.root, tree.images, licence, note)
+    return replace(tree, licence=licence, note=note)
 
 
 def _write_shards(
@@ -160,9 +163,12 @@ def _write_manifest(
         layout=tree.layout,
         licence=tree.licence,
         source=tree.note,
+        citation=tree.citation,
         rendition=Rendition(size=options.size, image_resample=IMAGE_RESAMPLE, mask_resample=MASK_RESAMPLE),
         source_digest=digest,
         classes=count_classes(tree.images),
+        mask_semantics=tree.mask_semantics,
+        saturation=tree.saturation,
         shards=written.shards,
         index=info,
     ).sealed()

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.members import index_row, mask_extensions, member_spans, sample_members
+from data_tools.members import XYZ_EXTENSION, index_row, mask_extensions, member_spans, sample_members
 from data_tools.readers.source import SourceImage
 from data_tools.rendition import Rendered
 from data_tools.staging import sha256_of_file, stage_file
@@ -109,6 +109,9 @@ class ShardWriter:
             row.update(shard=position, image_offset=image.offset, image_size=image.size, image_sha256=image.sha256)
             row.update(mask_offset=[mask.offset for mask in masks], mask_size=[mask.size for mask in masks])
             row.update(mask_sha256=[mask.sha256 for mask in masks])
+            xyz = spans.get(f"{row['key']}.{XYZ_EXTENSION}")
+            if xyz is not None:
+                row.update(xyz_offset=xyz.offset, xyz_size=xyz.size, xyz_sha256=xyz.sha256)
             self.rows.append(row)
 
     @contextmanager

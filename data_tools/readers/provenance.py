@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.readers.official import Benchmark
+
 UNKNOWN = "unknown"
-_LICENCE_FILES = ("license.txt", "licence.txt", "license", "licence", "license.md")
+_LICENCE_FILES = ("license.txt", "licence.txt", "license", "licence", "license.md", "license-dataset")
 _README_FILES = ("readme.txt", "readme.md", "readme")
 
 
@@ -17,8 +19,20 @@ class Provenance:
     source: str = UNKNOWN
 
 
-def provenance_of(root: Path, class_folders: list[Path]) -> Provenance:
-    """Licence and origin of a tree: the root's notes, else those of its classes, named where they differ."""
+def provenance_of(root: Path, class_folders: list[Path], benchmark: Benchmark | None = None) -> Provenance:
+    """Licence and origin of a tree: the root's notes, else those of its classes (named where they differ), else what
+    the owner of the benchmark published."""
+    noted = _noted(root, class_folders)
+    if benchmark is None:
+        return noted
+    published = f"{benchmark.licence} (as published for {benchmark.name})"
+    return Provenance(
+        licence=published if noted.licence == UNKNOWN and benchmark.licence != UNKNOWN else noted.licence,
+        source=benchmark.name if noted.source == UNKNOWN else noted.source,
+    )
+
+
+def _noted(root: Path, class_folders: list[Path]) -> Provenance:
     own = _read_folder(root)
     parts = {folder.name: _read_folder(folder) for folder in class_folders}
     return Provenance(

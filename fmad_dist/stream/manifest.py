@@ -3,7 +3,8 @@
 Layout below one URL:
     manifest.json             written last; a dataset without it does not exist
     index-<sha>.parquet       one row per image, sorted by sample id, with byte ranges into the shards
-    shards/<split>-<number>-<sha>.tar   `<key>.png`, `<key>.mask.png` (or `.mask.0.png`, ...), `<key>.json` per image
+    shards/<split>-<number>-<sha>.tar   `<key>.png`, `<key>.mask.png` (or `.mask.0.png`, ...), `<key>.xyz.npy` where
+                                        there is a point cloud, and `<key>.json` per image
 Names of shards and index carry their own digest, so a re-conversion never changes bytes that an older manifest names.
 """
 
@@ -12,6 +13,7 @@ import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import Store
 
-FORMAT = "fmad-manifest/1"
+FORMAT = "fmad-manifest/2"
 MANIFEST_NAME = "manifest.json"
+
+# binary: any value but zero is defect. class_id: the values are defect ids, several per mask are possible.
+# channel: one mask per defect, which may overlap; its only value is the id of the defect's type.
+MaskSemantics = Literal["binary", "class_id", "channel"]
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -39,6 +45,12 @@ INDEX_SCHEMA = pa.schema(
         ("mask_offset", pa.list_(pa.int64())),
         ("mask_size", pa.list_(pa.int64())),
         ("mask_sha256", pa.list_(pa.string())),
+        ("mask_ids", pa.list_(pa.list_(pa.int32()))),  # per mask the ids in the source, ascending; none if binary
+        ("xyz_offset", pa.int64()),  # null without a point cloud
+        ("xyz_size", pa.int64()),
+        ("xyz_sha256", pa.string()),
+        ("group", pa.string()),  # same for all images of one physical part; "" where the layout does not say
+        ("view", pa.string()),  # which camera; "" where the layout does not say
         ("width", pa.int32()),  # of the stored rendition
         ("height", pa.int32()),
         ("source", pa.string()),  # path below the source folder
@@ -80,6 +92,15 @@ class ClassCounts(_Model):
     defects: dict[str, int] = {}
 
 
+class DefectSaturation(_Model):
+    """How much of a defect of one type must be found for a full score (MVTec LOCO AD, `defects_config.json`)."""
+
+    defect_name: str
+    pixel_value: int  # the id in the masks, 1 to 255
+    saturation_threshold: int | float  # pixels of the source image, or a share of the defect's area in (0, 1]
+    relative_saturation: bool  # whether the threshold is a share
+
+
 class Rendition(_Model):
     """How stored pixels were made from the source: squeezed to `size` x `size` and saved as lossless PNG."""
 
@@ -96,9 +117,12 @@ class Manifest(_Model):
     layout: str
     licence: str
     source: str
+    citation: str = ""
     rendition: Rendition
     source_digest: str
     classes: dict[str, ClassCounts]
+    mask_semantics: MaskSemantics = "binary"
+    saturation: dict[str, list[DefectSaturation]] = {}  # per class, in the order of its owner
     shards: list[ShardInfo]
     index: IndexInfo
     digest: str = ""
@@ -134,6 +158,10 @@ class Sample:
     masks: tuple[Span, ...]
     width: int
     height: int
+    mask_ids: tuple[tuple[int, ...], ...] = ()  # per mask; see MaskSemantics
+    xyz: Span | None = None  # float32 npy [H, W, 3], (0, 0, 0) where a point is missing
+    group: str = ""
+    view: str = ""
 
 
 class Dataset:
@@ -173,6 +201,7 @@ class Dataset:
     def sample(self, row: int) -> Sample:
         values = {name: self.table.column(name)[row].as_py() for name in self.table.column_names}
         spans = zip(values["mask_offset"], values["mask_size"], values["mask_sha256"], strict=True)
+        xyz = (values["xyz_offset"], values["xyz_size"], values["xyz_sha256"])
         return Sample(
             sample_id=values["sample_id"],
             dataset=self.name,
@@ -185,6 +214,10 @@ class Dataset:
             masks=tuple(Span(*span) for span in spans),
             width=values["width"],
             height=values["height"],
+            mask_ids=tuple(tuple(ids) for ids in values["mask_ids"]),
+            xyz=None if xyz[0] is None else Span(*xyz),
+            group=values["group"],
+            view=values["view"],
         )
 
 

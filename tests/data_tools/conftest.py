@@ -1,12 +1,25 @@
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+from official_trees import Converted, convert_fixture
 from small_trees import SIDE, make_tree
 
 from data_tools.sharder import Conversion
 
 Options = Callable[..., Conversion]
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Converted]:
+    """Fixture trees, each converted once for all tests; tests must not change them."""
+
+    @cache
+    def build(layout: str, tree: str = "official") -> Converted:
+        return convert_fixture(tmp_path_factory.mktemp(f"{layout}-{tree}"), layout, tree)
+
+    return build
 
 
 @pytest.fixture

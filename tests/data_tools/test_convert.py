@@ -16,7 +16,7 @@ from small_trees import SIDE, make_class, noise, save, spot
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import Dataset, Sample, load_dataset
+from fmad_dist.stream.manifest import FORMAT, Dataset, Sample, load_dataset
 
 
 def stored_pixels(dataset: Dataset, sample_id: str) -> np.ndarray:
@@ -132,6 +132,17 @@ def test_a_damaged_manifest_is_repaired(options, tmp_path):
     convert(options())
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").write_text("{", encoding="utf-8")
+    assert convert(options()).written
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_older_format_is_refused_and_converted_again(options, tmp_path):
+    convert(options())
+    before = contents(tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(FORMAT, "fmad-manifest/1"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"format 'fmad-manifest/1' is not .*; convert the dataset again"):
+        load_dataset(options().out)
     assert convert(options()).written
     assert contents(tmp_path / "out") == before
 

@@ -12,7 +12,7 @@ from data_tools.cli import app
 from data_tools.lint import lint
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.manifest import Dataset, load_dataset
 
 
 @pytest.fixture
@@ -104,3 +104,18 @@ def test_commands(options, tree, tmp_path):
     shard = shard_of(Path(out), "train")
     shard.write_bytes(shard.read_bytes()[:-2000])
     assert run(app, ["lint", out]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "message"),
+    [
+        ("visa", {"mask_semantics": "binary"}, "mask ids (1, 3) do not fit binary masks"),
+        ("mvtec", {"mask_semantics": "class_id"}, "mask ids () do not fit class_id masks"),
+        ("loco", {"saturation": {}}, "mask ids (255,), (254,) do not fit channel masks"),
+    ],
+)
+def test_ids_that_the_manifest_does_not_explain(converted, monkeypatch, layout, changes, message):
+    dataset = converted(layout).dataset
+    other = Dataset(dataset.url, dataset.manifest.model_copy(update=changes), dataset.table)
+    monkeypatch.setattr("data_tools.lint.load_dataset", lambda url: other)
+    assert message in messages(Path(dataset.url), "error")

@@ -1,0 +1,89 @@
+"""What the owner of a benchmark published about it: licence, citation, classes and counts to compare with."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fmad_dist.stream.manifest import ClassCounts
+
+_FIELDS = ("train", "val", "test_normal", "test_anomalous")
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialCounts:
+    """Images per split as counted from the owner's lists; None where no figure is certain enough to compare with."""
+
+    train: int | None = None
+    val: int | None = None
+    test_normal: int | None = None
+    test_anomalous: int | None = None
+    defects: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A published data set. `total` is compared only if all classes are there."""
+
+    name: str
+    licence: str
+    citation: str
+    classes: Mapping[str, OfficialCounts]
+    total: OfficialCounts = field(default_factory=OfficialCounts)
+
+    def covers(self, defects: Mapping[str, set[str]]) -> bool:
+        """Whether classes with these defects are the benchmark's: a name such as "screw" alone proves nothing."""
+        known = {name: set(counts.defects or {}) for name, counts in self.classes.items()}
+        return any(defects.values()) and all(name in known and own <= known[name] for name, own in defects.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """One figure that differs from the official one."""
+
+    class_name: str  # "all" for the whole benchmark
+    what: str
+    official: str
+    found: str
+
+
+def deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> tuple[Deviation, ...]:
+    """Where the counts of a tree differ from the official ones: classes, then counts, then totals."""
+    return tuple(_deviations(benchmark, found))
+
+
+def _deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> Iterator[Deviation]:
+    missing = sorted(set(benchmark.classes) - set(found))
+    if missing:
+        yield Deviation("all", "classes", str(len(benchmark.classes)), f"without {', '.join(missing)}")
+    for name, counts in found.items():
+        if name not in benchmark.classes:
+            yield Deviation(name, "class", "no such class", "present")
+        else:
+            yield from _differences(name, benchmark.classes[name], counts)
+    if not missing:
+        yield from _differences("all", benchmark.total, _sum(found))
+
+
+def _differences(name: str, official: OfficialCounts, counts: ClassCounts) -> Iterator[Deviation]:
+    for what in _FIELDS:
+        stated, counted = getattr(official, what), getattr(counts, what)
+        if stated is not None and stated != counted:
+            yield Deviation(name, what.replace("_", " "), str(stated), str(counted))
+    if official.defects is not None:
+        for defect in sorted(official.defects.keys() | counts.defects.keys()):
+            stated, counted = official.defects.get(defect, 0), counts.defects.get(defect, 0)
+            if stated != counted:
+                yield Deviation(name, f"defect {defect}", str(stated), str(counted))
+
+
+def _sum(found: Mapping[str, ClassCounts]) -> ClassCounts:
+    return ClassCounts(**{what: sum(getattr(counts, what) for counts in found.values()) for what in _FIELDS})
+
+
+def counted(table: str) -> dict[str, OfficialCounts]:
+    """Parse lines of `class | train | good test images | defect number, defect number, ...`."""
+    classes = {}
+    for line in table.strip().splitlines():
+        name, train, good, listed = (cell.strip() for cell in line.split("|"))
+        defects = {words[0]: int(words[1]) for words in (part.split() for part in listed.split(","))}
+        classes[name] = OfficialCounts(int(train), 0, int(good), sum(defects.values()), defects)
+    return classes
