@@ -120,12 +120,15 @@ def _warn(message: str) -> None:
 
 
 def connect(uri: str) -> Any:
-    """An MlflowClient on `uri`, quiet about database migrations."""
+    """An MlflowClient on `uri` that leaves the terminal to us: no migration log, no bars for small files."""
     import logging
+    import os
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -1,5 +1,7 @@
+from pathlib import Path
+
 import pytest
-from jobs import Job, convert_tree, make_product_tree
+from jobs import Job, convert_tree, make_product_tree, train
 
 
 @pytest.fixture(scope="session")
@@ -8,3 +10,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     root = tmp_path_factory.mktemp("jobs")
     manifest = convert_tree(make_product_tree(root / "images"), root / "data")
     return Job(root, manifest)
+
+
+@pytest.fixture(scope="session")
+def zero2(job: Job) -> Path:
+    """The reference: ZeRO-2 on two processes, six steps without interruption, logged to a real MLflow store."""
+    train(job, "zero2", 2, "tracking.mlflow=true")
+    return job.run("zero2")

@@ -99,6 +99,10 @@ def fmad(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
     return done
 
 
+def train(job: Job, name: str, processes: int, *overrides: str) -> None:
+    fmad("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
+
+
 def _product(rng: np.random.Generator, number: int) -> Image.Image:
     base = np.full((SIDE, SIDE, 3), (90, 110, 130), dtype=np.float64) + rng.normal(0, 4, (SIDE, SIDE, 3))
     image = Image.fromarray(base.clip(0, 255).astype(np.uint8))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from jobs import Job, fmad
-from test_training_jobs import zero2  # noqa: F401  # the fixture: one trained run serves both files
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +15,7 @@ def registry(job: Job) -> str:
     return f"sqlite:///{job.root / 'runs' / 'mlflow.db'}"
 
 
-def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: Path, registry: str) -> None:  # noqa: F811
+def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: Path, registry: str) -> None:
     outputs = []
     for processes in (1, 2, 3):
         out = job.root / f"results-{processes}"
@@ -45,7 +44,7 @@ def check_registry(registry: str, results: dict) -> None:
     assert {f.path for f in client.list_artifacts(version.run_id, "evaluation")} >= {"evaluation/report.html"}
 
 
-def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:  # noqa: F811
+def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:
     source, out = job.root / "images" / "disc" / "test", job.root / "predictions"
     model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
     fmad("predict", *model, "--source", str(source), "--out", str(out))

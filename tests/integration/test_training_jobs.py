@@ -11,17 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Job, fmad
+from jobs import Job, fmad, train
 from safetensors.numpy import load_file
 
 from fmad_dist.training.checkpoint import _file_digest, list_checkpoints
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-5  # relative, of losses between layouts: the order of floating-point sums differs
-
-
-def train(job: Job, name: str, processes: int, *overrides: str) -> None:
-    fmad("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -33,13 +29,6 @@ def assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         np.testing.assert_allclose(tensor, theirs[name], rtol=0, atol=tolerance, err_msg=name)
-
-
-@pytest.fixture(scope="session")
-def zero2(job: Job) -> Path:
-    """The reference: ZeRO-2 on two processes, six steps without interruption, logged to a real MLflow store."""
-    train(job, "zero2", 2, "tracking.mlflow=true")
-    return job.run("zero2")
 
 
 def test_zero2_really_trains_under_deepspeed(job: Job, zero2: Path) -> None:
