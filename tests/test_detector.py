@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fmad_dist.config import ScorerConfig
@@ -77,7 +78,9 @@ def test_saving_again_changes_nothing(saved: Path, tmp_path: Path) -> None:
 
 def test_loading_needs_no_weights_package(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fmad_dist.features.backbones._bundled_weights", lambda name: pytest.fail("not needed"))
-    Detector.load(saved)
+    stored = load_file(saved / WEIGHTS_NAME)
+    for name, tensor in Detector.load(saved).state_dict().items():
+        assert torch.equal(tensor, stored[name]), name
 
 
 @pytest.mark.parametrize("scorer", [ScorerConfig(steps=2), ScorerConfig(name="reconstruction", noises=2, steps=2)])
