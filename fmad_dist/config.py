@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
 
+PositiveFloat = typing.Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 DecayRate = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 PresetName = Literal["tiny", "small", "B", "L", "H", "G"]
 
@@ -32,7 +33,24 @@ class DataConfig(Section):
     holdout: float = Field(
         0.1, gt=0.0, lt=0.9, description="share of each class's normals kept for calibration; never trained on"
     )
+    weights: dict[str, PositiveFloat] = Field(
+        {}, description="share of the stream per dataset, for example {mvtec_ad: 0.7, visa: 0.3}; empty = by size"
+    )
+    class_weights: dict[str, PositiveFloat] = Field(
+        {}, description="factor per class on how often its images appear, for example {mvtec_ad/bottle: 2}"
+    )
     workers: int = Field(2, ge=0, description="reader processes per rank; 0 reads in the training process")
+    mode: Literal["indexed", "sequential"] = Field(
+        "indexed",
+        description="indexed = exact order and resume; sequential = foreign tars without an index, weaker guarantees",
+    )
+    cache: str | None = Field(
+        None, description="local folder that keeps what was read from object storage; null = none"
+    )
+    cache_gb: PositiveFloat = Field(100.0, description="size limit of the cache folder in GB, shared by all its users")
+    patience_s: float = Field(300.0, ge=0.0, description="seconds that reads wait for a storage that does not answer")
+    max_bad_samples: int = Field(10, ge=0, description="damaged training images that are skipped before the run stops")
+    endpoint_url: str | None = Field(None, description="S3 endpoint; null = AWS_ENDPOINT_URL or the profile's")
 
 
 class FeatureConfig(Section):

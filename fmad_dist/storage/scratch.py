@@ -1,0 +1,67 @@
+"""Local scratch files that say whether their owner still lives.
+
+A scratch file is locked (flock) as long as its process has it open, and the kernel drops the lock when the process
+dies however it dies. So whoever finds a scratch file can tell a leftover from the work of a running neighbour.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:
+    """A new locked scratch file in `folder` (None: the system's temporary folder): its descriptor and its path."""
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=suffix, dir=folder)
+    with suppress(OSError):  # a filesystem without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle, Path(name)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether no living process holds this scratch file."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False  # it went away meanwhile, or is not ours to touch
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """A scratch path beside `target` that is synced and renamed to it when the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = open_scratch(target.parent)
+    try:
+        yield scratch
+        os.fsync(handle)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Alone in `folder` among all processes that ask for its lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

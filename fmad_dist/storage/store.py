@@ -1,0 +1,254 @@
+"""A folder at any fsspec URL: atomic writes, byte ranges, and errors that name the URL.
+
+Local paths and object stores behave the same: a name either holds complete bytes or does not exist. Local writes go to
+a temporary name, are synced and renamed; object stores put whole objects. Filesystems are opened lazily and once per
+process, because s3fs hangs when a filesystem is inherited across `fork`. While an object store is away, every
+operation waits for it up to the store's patience.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.storage.conditional import Conditional
+from fmad_dist.storage.faults import explain, with_retries
+from fmad_dist.storage.ranges import ByteRange, read_ranges
+from fmad_dist.storage.scratch import TEMPORARY_PREFIX, published
+
+T = TypeVar("T")
+
+PATIENCE_S = 30.0
+_BLOCK = 8 << 20
+_S3_CLIENT = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "max_pool_connections": 32,
+    "retries": {"mode": "standard", "max_attempts": 2},  # the waiting is done here, where it can be seen
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file below a store."""
+
+    name: str
+    num_bytes: int
+    modified: datetime  # UTC
+
+
+class Store:
+    """The folder at `url`. Names are relative to it and may contain `/`.
+
+    Credentials come from the environment chain of the filesystem (profile, role, variables), never from the URL; when
+    they expire they are taken from there again. Every method raises `UserError` naming the URL when the storage
+    refuses, or does not answer for `patience_s` seconds.
+    """
+
+    def __init__(self, url: str | Path, patience_s: float = PATIENCE_S) -> None:
+        trimmed = str(url).rstrip("/")
+        self.url = str(url) if not trimmed or trimmed.endswith(":") else trimmed  # the root of a filesystem stays
+        self.patience_s = patience_s
+        self._opened_by = -1
+        self._fs: Any = None
+        self._root = ""
+        _refuse_credentials(self.url)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "patience_s": self.patience_s, "_opened_by": -1, "_fs": None, "_root": ""}
+
+    @property
+    def fs(self) -> Any:
+        if self._opened_by != os.getpid():
+            self._open(anew=self._opened_by != -1)
+        return self._fs
+
+    def _open(self, anew: bool) -> None:
+        """Open the filesystem; `anew` does not share another store's, and so reads the credentials again."""
+        options: dict[str, Any] = {}
+        if urlsplit(self.url).scheme in ("s3", "s3a", "gs", "gcs", "abfs", "az"):
+            options["use_listings_cache"] = False  # other processes write too
+        if urlsplit(self.url).scheme in ("s3", "s3a"):
+            options["config_kwargs"] = _S3_CLIENT
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=anew, **options)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{self.url}: this URL cannot be opened ({first_line(error)}).") from None
+        self._root = root.rstrip("/")
+        self._opened_by = os.getpid()
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def child(self, name: str) -> "Store":
+        return Store(f"{self.url}/{name}", self.patience_s)
+
+    def url_of(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def path(self, name: str = "") -> str:
+        """The filesystem's own path of `name` (a local path for local stores)."""
+        _ = self.fs  # opens the filesystem, which knows its root
+        return f"{self._root}/{name}" if name else self._root or "/"
+
+    def exists(self, name: str = "") -> bool:
+        return self._tried(name, lambda: bool(self.fs.exists(self.path(name))))
+
+    def size(self, name: str) -> int:
+        return self._tried(name, lambda: int(self.fs.size(self.path(name))))
+
+    def read(self, name: str) -> bytes:
+        return self._tried(name, lambda: bytes(self.fs.cat_file(self.path(name))))
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of `name`; shorter only when the object is."""
+        return self.read_ranges([ByteRange(name, start, stop)])[0]
+
+    def read_ranges(self, wanted: Sequence[ByteRange]) -> list[bytes]:
+        """The bytes of every range, in order; neighbours in one object are one request, requests run side by side."""
+        where = wanted[0].name if wanted else ""
+        return self._tried(where, lambda: read_ranges(self.fs, self.path, wanted, self.is_local))
+
+    def sha256(self, name: str) -> str:
+        """Digest of the object's content, read in blocks."""
+
+        def digest() -> str:
+            total = hashlib.sha256()
+            with self.fs.open(self.path(name), "rb", block_size=_BLOCK, cache_type="readahead") as file:
+                while block := file.read(_BLOCK):
+                    total.update(block)
+            return total.hexdigest()
+
+        return self._tried(name, digest)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put `data` at `name`, completely or not at all, replacing what was there."""
+
+        def put() -> None:
+            if not self.is_local:
+                self.fs.pipe_file(self.path(name), data)
+                return
+            with published(Path(self.path(name))) as scratch:
+                scratch.write_bytes(data)
+
+        self._tried(name, put)
+
+    def write_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
+        """Put `data` at `name` only if it still holds `seen` (None: does not exist); returns whether it was put.
+
+        Of several processes that saw the same, exactly one gets True: locally by a lock, on S3 by a conditional put.
+        """
+        return self._tried(name, lambda: Conditional(self.fs, self.is_local).put(self.path(name), data, seen))
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy the local file to `name`, completely or not at all."""
+
+        def put() -> None:
+            if not self.is_local:
+                self.fs.put_file(str(local), self.path(name))
+                return
+            with published(Path(self.path(name))) as scratch:
+                shutil.copyfile(local, scratch)
+
+        self._tried(name, put)
+
+    def upload_verified(self, local: Path, name: str, sha256: str) -> bool:
+        """Make `name` hold the local file, whose digest is given; False if it did already, and nothing was sent.
+
+        What the storage holds afterwards is read back and compared by size and digest.
+
+        Raises:
+            UserError: it differs after the second attempt too.
+        """
+        num_bytes = local.stat().st_size
+        for attempt in range(3):
+            if self.exists(name) and self.size(name) == num_bytes and self.sha256(name) == sha256:
+                return attempt > 0
+            if attempt < 2:
+                self.upload(local, name)
+        raise UserError(f"{self.url_of(name)}: differs from what was uploaded, twice; the storage damages data.")
+
+    def list(self, folder: str = "") -> list[str]:
+        """All names below `folder`, recursively, sorted, without temporary files of unfinished writes."""
+        return [entry.name for entry in self.entries(folder)]
+
+    def entries(self, folder: str = "") -> Sequence[Entry]:
+        """Like `list`, with sizes and times."""
+        found = self._tried(folder, lambda: self.fs.find(self.path(folder), detail=True))
+        prefix = f"{self._root}/"
+        entries = [
+            Entry(path.removeprefix(prefix), int(info["size"] or 0), _modified(info)) for path, info in found.items()
+        ]
+        shown = [entry for entry in entries if not entry.name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)]
+        return sorted(shown, key=lambda entry: entry.name)
+
+    def remove(self, name: str) -> None:
+        self._tried(name, lambda: self.fs.rm(self.path(name), recursive=True))
+
+    def _tried(self, name: str, operation: Callable[[], T]) -> T:
+        where = self.url_of(name) if name else self.url
+        with self._explained(where):
+            if self.is_local:
+                return operation()
+            return with_retries(operation, where, self.patience_s, renew=lambda: self._open(anew=True))
+
+    @contextmanager
+    def _explained(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            explained = explain(error, where)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def use_endpoint(url: str | None) -> None:
+    """Send the S3 requests of this process, and of those it starts, to `url` (None: as the environment says).
+
+    Raises:
+        UserError: not an http(s) URL, or one that holds credentials.
+    """
+    if url is None:
+        return
+    _refuse_credentials(url)
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        raise UserError(f"endpoint URL {url!r}: write it as https://host or http://host:port.")
+    os.environ["AWS_ENDPOINT_URL"] = url
+
+
+def _refuse_credentials(url: str) -> None:
+    parts = urlsplit(url) if "://" in url else None
+    if parts and ("@" in parts.netloc or "signature=" in parts.query.lower()):
+        raise UserError(
+            f"{parts.scheme}://...{parts.path}: a URL must not hold credentials, because URLs are logged; put them "
+            "into the environment (AWS_ACCESS_KEY_ID, a profile or a role)."
+        )
+
+
+def _modified(info: dict[str, Any]) -> datetime:
+    """When a file was last written, by the name that its filesystem uses for it."""
+    value = next((info[key] for key in ("LastModified", "mtime", "updated", "created") if info.get(key)), None)
+    if isinstance(value, (int, float)):
+        return datetime.fromtimestamp(value, UTC)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if value is None:
+        return datetime.now(UTC)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
