@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from data_tools.pointclouds import XYZ_RESAMPLE, xyz_size
 from data_tools.readers.source import SourceImage, SourceTree
-from data_tools.rendition import IMAGE_RESAMPLE, MASK_RESAMPLE, check_mask_size, header_size, read_bytes
+from data_tools.rendition import IMAGE_RESAMPLE, check_mask_size, header_size, read_bytes
+from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.stream.manifest import FORMAT
 
 _ENCODING = 1  # raise it when the same source would be stored as other bytes

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.nearest import cell_centres
 from fmad_dist.errors import UserError
 from fmad_dist.images import decoding
+from fmad_dist.masks import cell_centres
 
 XYZ_RESAMPLE = "float32, nearest"
 

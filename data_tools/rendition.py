@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.nearest import cell_centres
 from data_tools.pointclouds import resized_xyz
 from data_tools.readers.source import MaskMeaning, SourceImage
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import decoding, open_image, square_rgb
+from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
 
 IMAGE_RESAMPLE = "lanczos, antialiased, 8 bit"
-MASK_RESAMPLE = "raw != 0, nearest; max-pooling where nearest would be empty"
-_ALPHA_MODES = {"LA", "PA", "RGBA", "La", "RGBa"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,8 @@ def render(record: SourceImage, size: int) -> Rendered:
     image = open_image(data, record.image)
     masks, ids, pooled = [], [], 0
     for path in record.masks:
-        raw = _raw_mask(read_bytes(path), path)
-        mask = _marked(raw)  # (H, W) bool
+        raw = raw_mask(read_bytes(path), path)
+        mask = marked_pixels(raw)  # (H, W) bool
         check_mask_size(path, (mask.shape[1], mask.shape[0]), image.size)
         if not mask.any():
             raise UserError(f"{path}: the mask is empty but {record.source} is anomalous; redraw it or remove both.")
@@ -97,7 +95,7 @@ def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int], w
 
 def binary_mask(data: bytes, path: Path) -> np.ndarray:
     """Bool array (H, W): where any stored channel but alpha is not zero."""
-    return _marked(_raw_mask(data, path))
+    return marked_pixels(raw_mask(data, path))
 
 
 def defect_ids(raw: np.ndarray, meaning: MaskMeaning, path: Path) -> tuple[int, ...]:
@@ -118,37 +116,6 @@ def defect_ids(raw: np.ndarray, meaning: MaskMeaning, path: Path) -> tuple[int, 
         known = ", ".join(map(str, sorted(meaning.known_ids)))
         raise UserError(f"{path}: defect id {min(unknown)} is not one of {known}; correct the mask or the list of ids.")
     return ids
-
-
-def _raw_mask(data: bytes, path: Path) -> np.ndarray:
-    """The undecoded values (H, W) or (H, W, C): palette indices, not colours, and no alpha."""
-    image = open_image(data, path)
-    raw = np.asarray(image)
-    return raw[..., :-1] if image.mode in _ALPHA_MODES else raw
-
-
-def _marked(raw: np.ndarray) -> np.ndarray:
-    marked = raw != 0
-    return marked if marked.ndim == 2 else marked.any(axis=-1)
-
-
-def resize_mask(mask: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
-    """Bool (size, size) from bool (H, W), and whether max-pooling was needed to keep the defect."""
-    if mask.shape == (size, size):
-        return mask, False
-    height, width = mask.shape
-    nearest = mask[np.ix_(cell_centres(height, size), cell_centres(width, size))]
-    if nearest.any() or not mask.any():
-        return nearest, False
-    return _pool(_pool(mask, size).T, size).T, True
-
-
-def _pool(mask: np.ndarray, size: int) -> np.ndarray:
-    """Shrink axis 0 to `size` cells: a cell is set if any of its source rows is. Enlarges to the nearest row."""
-    num_rows = mask.shape[0]
-    if num_rows <= size:
-        return mask[cell_centres(num_rows, size)]
-    return np.logical_or.reduceat(mask, (np.arange(size) * num_rows) // size, axis=0)
 
 
 def _image_bytes(data: bytes, image: Image.Image, path: Path, size: int) -> bytes:

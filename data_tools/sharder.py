@@ -12,18 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
+
 from data_tools.counts import count_classes
 from data_tools.fingerprint import FileDigests, digest_files, source_digest
 from data_tools.readers import read_source
 from data_tools.readers.official import Deviation, deviations
 from data_tools.readers.source import SourceTree
-from data_tools.rendition import IMAGE_RESAMPLE, MASK_RESAMPLE
+from data_tools.rendition import IMAGE_RESAMPLE
 from data_tools.shards import ShardWriter
 from data_tools.staging import check_writable, remove_leftovers
 from data_tools.workers import num_cores, render_in_order
 from fmad_dist.errors import UserError
+from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import (
+    INDEX_SCHEMA,
     MANIFEST_NAME,
     IndexInfo,
     Manifest,
@@ -155,7 +159,7 @@ def _write_manifest(
     written: _Written,
 ) -> Manifest:
     rows = written.rows
-    index = index_bytes(rows)
+    index = index_bytes(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
     sha256 = hashlib.sha256(index).hexdigest()
     info = IndexInfo(name=f"index-{sha256[:16]}.parquet", num_bytes=len(index), num_samples=len(rows), sha256=sha256)
     manifest = Manifest(

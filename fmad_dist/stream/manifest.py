@@ -3,27 +3,31 @@
 Layout below one URL:
     manifest.json             written last; a dataset without it does not exist
     index-<sha>.parquet       one row per image, sorted by sample id, with byte ranges into the shards
-    shards/<split>-<number>-<sha>.tar   `<key>.png`, `<key>.mask.png` (or `.mask.0.png`, ...), `<key>.xyz.npy` where
-                                        there is a point cloud, and `<key>.json` per image
+    shards/<split>-<number>-<sha>.tar   `<key>.png`, `<key>.mask.png` (or `.mask.0.png`, ...) of the resized rendition,
+                                        `<key>.original.<suffix>`, `<key>.original.mask.png` (...) of the original one,
+                                        `<key>.xyz.npy` where there is a point cloud, and `<key>.json` per image
 Names of shards and index carry their own digest, so a re-conversion never changes bytes that an older manifest names.
+Foreign tars that were indexed in place keep their names, and hold the original rendition only.
 """
 
 import hashlib
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import Store
 
-FORMAT = "fmad-manifest/2"
+FORMAT = "fmad-manifest/3"
 MANIFEST_NAME = "manifest.json"
 
 # binary: any value but zero is defect. class_id: the values are defect ids, several per mask are possible.
@@ -39,19 +43,25 @@ INDEX_SCHEMA = pa.schema(
         ("defect_type", pa.string()),  # "good" for normal images
         ("shard", pa.int32()),  # position in manifest.shards
         ("key", pa.string()),  # WebDataset key inside the tar
-        ("image_offset", pa.int64()),
+        ("image_offset", pa.int64()),  # of the resized rendition; null if only originals are stored
         ("image_size", pa.int64()),
         ("image_sha256", pa.string()),
         ("mask_offset", pa.list_(pa.int64())),
         ("mask_size", pa.list_(pa.int64())),
         ("mask_sha256", pa.list_(pa.string())),
+        ("original_offset", pa.int64()),  # of the file as published; null if originals are not stored
+        ("original_size", pa.int64()),
+        ("original_sha256", pa.string()),
+        ("original_mask_offset", pa.list_(pa.int64())),
+        ("original_mask_size", pa.list_(pa.int64())),
+        ("original_mask_sha256", pa.list_(pa.string())),
         ("mask_ids", pa.list_(pa.list_(pa.int32()))),  # per mask the ids in the source, ascending; none if binary
         ("xyz_offset", pa.int64()),  # null without a point cloud
         ("xyz_size", pa.int64()),
         ("xyz_sha256", pa.string()),
         ("group", pa.string()),  # same for all images of one physical part; "" where the layout does not say
         ("view", pa.string()),  # which camera; "" where the layout does not say
-        ("width", pa.int32()),  # of the stored rendition
+        ("width", pa.int32()),  # of the resized rendition, else of the original
         ("height", pa.int32()),
         ("source", pa.string()),  # path below the source folder
         ("source_sha256", pa.string()),  # of the image file as its owner published it
@@ -102,9 +112,13 @@ class DefectSaturation(_Model):
 
 
 class Rendition(_Model):
-    """How stored pixels were made from the source: squeezed to `size` x `size` and saved as lossless PNG."""
+    """What is stored of every image: pixels squeezed to `size` x `size` as lossless PNG, the published bytes, or both.
 
-    size: int
+    Without a resized rendition, and for other sizes, readers resize the original by the same rules.
+    """
+
+    size: int | None  # None: only originals
+    original: bool = False
     image_resample: str
     mask_resample: str
 
@@ -154,10 +168,12 @@ class Sample:
     label: int
     defect_type: str
     shard: str
-    image: Span
+    image: Span | None  # the resized rendition
     masks: tuple[Span, ...]
     width: int
     height: int
+    original: Span | None = None
+    original_masks: tuple[Span, ...] = ()
     mask_ids: tuple[tuple[int, ...], ...] = ()  # per mask; see MaskSemantics
     xyz: Span | None = None  # float32 npy [H, W, 3], (0, 0, 0) where a point is missing
     group: str = ""
@@ -170,7 +186,7 @@ class Dataset:
     def __init__(self, url: str, manifest: Manifest, table: pa.Table) -> None:
         self.url = url
         self.manifest = manifest
-        self.table = table
+        self.table = table.combine_chunks()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -180,14 +196,25 @@ class Dataset:
         return self.manifest.dataset
 
     @cached_property
-    def sample_ids(self) -> list[str]:
-        return self.table.column("sample_id").to_pylist()
+    def sample_ids(self) -> Sequence[str]:
+        """The id of every row, taken out of the table when it is asked for."""
+        return _Strings(self.table.column("sample_id"))
+
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, list[str]]:
+        """Int64 [N], position of every row's class in the list of `<dataset>/<class>` names that follows, sorted."""
+        encoded = self.table.column("class_name").combine_chunks().dictionary_encode()
+        names = np.array([f"{self.name}/{name}" for name in encoded.dictionary.to_pylist()], dtype=object)
+        order = np.argsort(names)
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order))
+        return ranks[encoded.indices.to_numpy()], [str(name) for name in names[order]]
 
     @cached_property
     def class_names(self) -> np.ndarray:
         """Array of str [N]: `<dataset>/<class>` of every row."""
-        names = self.table.column("class_name").to_pylist()
-        return np.array([f"{self.name}/{name}" for name in names], dtype=object)
+        numbers, names = self.classes
+        return np.array(names, dtype=object)[numbers]
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -195,13 +222,10 @@ class Dataset:
 
     def rows(self, split: str) -> np.ndarray:
         """Positions [n] of the rows of a split ("train", "val" or "test"), ascending, as int64."""
-        splits = np.array(self.table.column("split").to_pylist(), dtype=object)
-        return np.flatnonzero(splits == split)
+        return np.flatnonzero(pc.equal(self.table.column("split"), split).to_numpy(zero_copy_only=False))
 
     def sample(self, row: int) -> Sample:
-        values = {name: self.table.column(name)[row].as_py() for name in self.table.column_names}
-        spans = zip(values["mask_offset"], values["mask_size"], values["mask_sha256"], strict=True)
-        xyz = (values["xyz_offset"], values["xyz_size"], values["xyz_sha256"])
+        values = self.table.slice(row, 1).to_pylist()[0]
         return Sample(
             sample_id=values["sample_id"],
             dataset=self.name,
@@ -210,15 +234,48 @@ class Dataset:
             label=values["label"],
             defect_type=values["defect_type"],
             shard=self.manifest.shards[values["shard"]].name,
-            image=Span(values["image_offset"], values["image_size"], values["image_sha256"]),
-            masks=tuple(Span(*span) for span in spans),
+            image=_span(values, "image"),
+            masks=_spans(values, "mask"),
             width=values["width"],
             height=values["height"],
+            original=_span(values, "original"),
+            original_masks=_spans(values, "original_mask"),
             mask_ids=tuple(tuple(ids) for ids in values["mask_ids"]),
-            xyz=None if xyz[0] is None else Span(*xyz),
+            xyz=_span(values, "xyz"),
             group=values["group"],
             view=values["view"],
         )
+
+
+class _Strings(Sequence[str]):
+    """A column of strings without a Python object for every row."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.column[row].as_py() if not isinstance(row, slice) else self.column[row].to_pylist()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.column.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _span(values: dict[str, Any], name: str) -> Span | None:
+    found = (values[f"{name}_offset"], values[f"{name}_size"], values[f"{name}_sha256"])
+    return None if found[0] is None else Span(*found)
+
+
+def _spans(values: dict[str, Any], name: str) -> tuple[Span, ...]:
+    columns = [values[f"{name}_{field}"] or () for field in ("offset", "size", "sha256")]
+    return tuple(Span(*found) for found in zip(*columns, strict=True))
 
 
 def load_manifest(url: str) -> Manifest:
@@ -261,9 +318,8 @@ def load_dataset(url: str) -> Dataset:
     return Dataset(store.url, manifest, table)
 
 
-def index_bytes(rows: list[dict[str, object]]) -> bytes:
-    """The parquet bytes of index rows (dicts with the fields of `INDEX_SCHEMA`), sorted by sample id."""
-    ordered = sorted(rows, key=lambda row: str(row["sample_id"]))
+def index_bytes(table: pa.Table) -> bytes:
+    """The parquet bytes of index rows with the fields of `INDEX_SCHEMA`, sorted by sample id."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(ordered, schema=INDEX_SCHEMA), buffer, compression="zstd")
+    pq.write_table(table.cast(INDEX_SCHEMA).sort_by("sample_id").combine_chunks(), buffer, compression="zstd")
     return buffer.getvalue()

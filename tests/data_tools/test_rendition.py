@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_tools.rendition import binary_mask, resize_mask
+from data_tools.rendition import binary_mask
+from fmad_dist.masks import resize_mask
 from fmad_dist.images import to_rgb
 
 HERE = Path("image.png")

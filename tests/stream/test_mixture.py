@@ -2,6 +2,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -32,7 +33,8 @@ def in_memory(name: str, sizes: dict[str, int], test: int = 1) -> Dataset:
         shards=[],
         index=IndexInfo(name="", num_bytes=0, num_samples=len(rows), sha256=str(sizes)),
     ).sealed()
-    return Dataset(f"memory://{name}", manifest, pq.read_table(io.BytesIO(index_bytes(rows)), schema=INDEX_SCHEMA))
+    index = index_bytes(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    return Dataset(f"memory://{name}", manifest, pq.read_table(io.BytesIO(index), schema=INDEX_SCHEMA))
 
 
 def mixture_of(*datasets: Dataset) -> Mixture:
