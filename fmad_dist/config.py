@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
 
+if typing.TYPE_CHECKING:
+    from fmad_dist.stream.shards import ReadOptions
+
 PositiveFloat = typing.Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 DecayRate = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 PresetName = Literal["tiny", "small", "B", "L", "H", "G"]
@@ -51,6 +54,12 @@ class DataConfig(Section):
     patience_s: float = Field(300.0, ge=0.0, description="seconds that reads wait for a storage that does not answer")
     max_bad_samples: int = Field(10, ge=0, description="damaged training images that are skipped before the run stops")
     endpoint_url: str | None = Field(None, description="S3 endpoint; null = AWS_ENDPOINT_URL or the profile's")
+
+    @property
+    def reading(self) -> "ReadOptions":
+        from fmad_dist.stream.shards import ReadOptions
+
+        return ReadOptions(self.cache, int(self.cache_gb * 1e9), self.patience_s)
 
 
 class FeatureConfig(Section):

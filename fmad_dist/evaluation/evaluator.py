@@ -16,8 +16,9 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.progress import Progress
-from fmad_dist.stream.batches import Failure, ImageSource
+from fmad_dist.stream.batches import Failure
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.stream.sources import ImageSource
 from fmad_dist.world import World
 
 BATCH = 8

@@ -4,12 +4,15 @@ One folder per (manifest digest, backbone, weights, taps, grid, size). Inside it
     cache.json                       written last; a folder without it is not a cache
     features-<first>-<sha>.f16       consecutive records [C, G, G], C-contiguous, little endian
     moments-<sha>.npy                float64 [N, 2, C], per-image channel sums for the whitening
-Record n belongs to the n-th training row of the manifest's index.
+Record n belongs to the n-th training row of the manifest's index. An image that was damaged has a record of zeros
+without a digest and moments of NaN, so whoever asks for it learns that it is damaged.
 """
 
 import hashlib
 import io
 import json
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,12 +26,15 @@ from fmad_dist.features.backbones import Backbone
 from fmad_dist.features.whitening import image_moments
 from fmad_dist.progress import Progress
 from fmad_dist.storage import Store
+from fmad_dist.storage.ranges import ByteRange
 from fmad_dist.stream.manifest import Dataset
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.stream.reader import SampleReader
+from fmad_dist.stream.reader import BadSample, SampleReader
+from fmad_dist.stream.shards import ReadOptions
+from fmad_dist.stream.sources import SampleSource
 from fmad_dist.world import World
 
-FORMAT = "fmad-features/1"
+FORMAT = "fmad-features/2"
 INFO_NAME = "cache.json"
 SHARD_RECORDS = 2048
 READ_CHUNK = 8  # multiple of nothing in particular; images per read-compute round
@@ -52,7 +58,7 @@ class CacheInfo(BaseModel):
     num_records: int
     moments: str
     moments_sha256: str
-    record_sha256: list[str]
+    record_sha256: list[str]  # "" for an image that was damaged
     shards: list[CacheShard]
 
 
@@ -63,22 +69,27 @@ class FeatureCache:
     store: Store
     info: CacheInfo
 
-    def record(self, number: int) -> Tensor:
-        """Features of the n-th training row, float16 [C, G, G].
+    def fetch(self, numbers: Sequence[int]) -> list[bytes]:
+        """The bytes of records, not yet verified."""
+        return self.store.read_ranges([self._range(number) for number in numbers])
 
-        Raises:
-            UserError: the bytes do not match their digest.
-        """
-        shard = next(s for s in reversed(self.info.shards) if s.first <= number)
+    def decode(self, number: int, data: bytes, sample_id: str) -> Tensor | BadSample:
+        """Features of the n-th training row, float16 [C, G, G], or why they cannot be used."""
+        digest = self.info.record_sha256[number]
+        url = self.store.url_of(self._range(number).name)
+        if not digest:
+            fix = f"when its shard is restored, remove the folder {self.store.url}"
+            return BadSample(sample_id, url, "was damaged when its features were computed", fix)
+        if hashlib.sha256(data).hexdigest() != digest:
+            fix = f"remove the folder {self.store.url} and the features are computed again"
+            return BadSample(sample_id, url, f"has record {number}, which does not match its digest", fix)
+        return torch.frombuffer(bytearray(data), dtype=torch.float16).view(self.info.shape)
+
+    def _range(self, number: int) -> ByteRange:
+        shard = self.info.shards[bisect_right(self.info.shards, number, key=lambda s: s.first) - 1]
         size = int(np.prod(self.info.shape)) * 2
         start = (number - shard.first) * size
-        data = self.store.read_range(shard.name, start, start + size)
-        if hashlib.sha256(data).hexdigest() != self.info.record_sha256[number]:
-            raise UserError(
-                f"{self.store.url_of(shard.name)}: record {number} does not match its digest; remove the folder "
-                f"{self.store.url} and the features are computed again."
-            )
-        return torch.frombuffer(bytearray(data), dtype=torch.float16).view(self.info.shape)
+        return ByteRange(shard.name, start, start + size)
 
     def moments(self) -> np.ndarray:
         """Per-image channel sums, float64 [N, 2, C]."""
@@ -88,7 +99,7 @@ class FeatureCache:
         return np.load(io.BytesIO(data))
 
 
-class CachedSource:
+class CachedSource(SampleSource):
     """`SampleSource` over the caches of a mixture: global index -> float16 [C, G, G]."""
 
     def __init__(self, mixture: Mixture, caches: dict[str, FeatureCache]) -> None:
@@ -98,12 +109,36 @@ class CachedSource:
             dataset.name: {int(row): n for n, row in enumerate(dataset.rows("train"))} for dataset in mixture.datasets
         }
 
-    def read(self, index: int) -> Tensor:
+    @property
+    def is_remote(self) -> bool:
+        return not all(cache.store.is_local for cache in self.caches.values())
+
+    def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
+        """(global index, bytes) of each."""
+        numbers: dict[str, dict[int, int]] = {}  # per dataset: place in the batch -> record
+        for place, index in enumerate(indices):
+            dataset, row = self.mixture.locate(int(index))
+            numbers.setdefault(dataset.name, {})[place] = self.record_of_row[dataset.name][row]
+        data: dict[int, bytes] = {}
+        for name, wanted in numbers.items():
+            data.update(zip(wanted, self.caches[name].fetch(list(wanted.values())), strict=True))
+        return [(int(index), data[place]) for place, index in enumerate(indices)]
+
+    def decode(self, fetched: list[tuple[int, bytes]]) -> list[Tensor | BadSample]:
+        return [self._decoded(index, data) for index, data in fetched]
+
+    def _decoded(self, index: int, data: bytes) -> Tensor | BadSample:
         dataset, row = self.mixture.locate(index)
-        return self.caches[dataset.name].record(self.record_of_row[dataset.name][row])
+        number = self.record_of_row[dataset.name][row]
+        return self.caches[dataset.name].decode(number, data, dataset.sample_ids[row])
+
+    def damaged(self, indices: np.ndarray) -> list[BadSample]:
+        """Why the records of these global indices cannot be used."""
+        found = self.decode([(int(index), b"") for index in indices])
+        return [item for item in found if isinstance(item, BadSample)]
 
     def moments(self, indices: np.ndarray) -> np.ndarray:
-        """Rows [n, 2, C] of the given global indices."""
+        """Rows [n, 2, C] of the given global indices, NaN for damaged images."""
         tables = {name: cache.moments() for name, cache in self.caches.items()}
         located = [self.mixture.locate(int(index)) for index in indices]
         return np.stack([tables[d.name][self.record_of_row[d.name][row]] for d, row in located])
@@ -133,12 +168,18 @@ def open_cache(url: str, dataset: Dataset, backbone: Backbone, weights_digest: s
 
 
 def compute_shards(
-    url: str, dataset: Dataset, backbone: Backbone, weights_digest: str, world: World, device: torch.device
+    url: str,
+    dataset: Dataset,
+    backbone: Backbone,
+    weights_digest: str,
+    world: World,
+    device: torch.device,
+    options: ReadOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Compute and write this rank's share of the records; returns what `seal_cache` needs to know about it."""
     store = _folder(url, dataset, cache_key(dataset, backbone, weights_digest))
     rows = dataset.rows("train")
-    reader = SampleReader(dataset)
+    reader = SampleReader(dataset, backbone.spec.image_size, options)
     share = world.share(len(rows))
     parts: list[dict[str, Any]] = []
     with Progress(f"features of {dataset.name}", total=len(share), shown=world.is_main) as progress:
@@ -158,12 +199,22 @@ def _write_shard(
     progress: Progress,
 ) -> dict[str, Any]:
     records: list[bytes] = []
+    digests: list[str] = []
     moments: list[np.ndarray] = []
+    blank = np.zeros((backbone.spec.image_size, backbone.spec.image_size, 3), np.uint8)
     for start in range(0, len(rows), READ_CHUNK):
-        images = np.stack([reader.image(int(row)) for row in rows[start : start + READ_CHUNK]])
+        found = reader.images([int(row) for row in rows[start : start + READ_CHUNK]])
+        damaged = np.array([isinstance(image, BadSample) for image in found])
+        images = np.stack([blank if isinstance(image, BadSample) else image for image in found])
         features = backbone(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).cpu()
-        moments.append(image_moments(features))
-        records += [feature.numpy().tobytes() for feature in features]
+        sums = image_moments(features)
+        if damaged.any():
+            features = features.masked_fill(torch.from_numpy(damaged)[:, None, None, None], 0)
+            sums[damaged] = np.nan
+        moments.append(sums)
+        chunk = [feature.numpy().tobytes() for feature in features]
+        records += chunk
+        digests += ["" if bad else hashlib.sha256(r).hexdigest() for bad, r in zip(damaged, chunk, strict=True)]
         progress.advance(len(images))
     data = b"".join(records)
     digest = hashlib.sha256(data).hexdigest()
@@ -172,7 +223,7 @@ def _write_shard(
     shard = CacheShard(name=name, first=first, num_records=len(rows), sha256=digest)
     return {
         "shard": shard.model_dump(),
-        "record_sha256": [hashlib.sha256(record).hexdigest() for record in records],
+        "record_sha256": digests,
         "moments": np.concatenate(moments),
         "shape": tuple(features.shape[1:]),
     }

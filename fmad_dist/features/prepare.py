@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from fmad_dist.config import FeatureConfig
+from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import Backbone, FeatureSpec, chunk_for, load_backbone
 from fmad_dist.features.cache import CachedSource, FeatureCache, compute_shards, open_cache, seal_cache
 from fmad_dist.features.whitening import Whitening, image_moments
-from fmad_dist.stream.batches import ImageSource, SampleSource
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.shards import ReadOptions
+from fmad_dist.stream.sources import ImageSource, SampleSource
 from fmad_dist.world import World
 
 MAX_WHITENING_IMAGES = 4096  # without a cache, the whitening is estimated on at most this many training normals
@@ -31,6 +34,7 @@ class PreparedFeatures:
     weights_digest: str
     rows: np.ndarray  # training rows behind the whitening, int64 [n]
     moments: np.ndarray  # their per-image channel sums, float64 [n, 2, C]
+    bad: tuple[BadSample, ...] = ()  # images that were left out because they are damaged
 
     def class_means(self, class_of_row: np.ndarray, num_classes: int) -> torch.Tensor:
         """Mean whitened feature vector of each class over its training normals, float32 [K, C]."""
@@ -51,28 +55,48 @@ def prepare_features(
     world: World,
     device: torch.device,
     gather: GatherObjects,
+    reading: ReadOptions | None = None,
 ) -> PreparedFeatures:
-    """Called by every rank; `gather` returns the objects of all ranks in rank order, on every rank."""
+    """Called by every rank; `gather` returns the objects of all ranks in rank order, on every rank.
+
+    Damaged images are left out and listed.
+
+    Raises:
+        UserError: the backbone or a cache cannot be used, or a class has no readable image.
+    """
     backbone = load_backbone(feature_spec(config), config.weights).to(device)
     backbone.chunk = chunk_for(device)
     digest = backbone.weights_digest()
-    images = ImageSource(mixture, config.image_size)
+    images = ImageSource(mixture, config.image_size, reading)
     whitening = Whitening(backbone.num_channels)
     tokens = config.grid**2
     if config.cache is None:
-        chosen = _spread(train_rows, mixture.class_numbers[train_rows])
-        moments = _moments(images, chosen, backbone, world, device, gather)
-        whitening.set_moments(moments, tokens)
-        return PreparedFeatures(backbone, whitening.to(device), images, False, digest, chosen, moments)
-    caches = {
-        dataset.name: open_cache(config.cache, dataset, backbone, digest)
-        or _build(config.cache, dataset, backbone, digest, world, device, gather)
-        for dataset in mixture.datasets
-    }
-    cached = CachedSource(mixture, caches)
-    moments = cached.moments(train_rows)
+        source: SampleSource = images
+        rows = _spread(train_rows, mixture.class_numbers[train_rows])
+        moments, bad = _moments(images, rows, backbone, world, device, gather)
+    else:
+        caches = {
+            dataset.name: open_cache(config.cache, dataset, backbone, digest)
+            or _build(config.cache, dataset, backbone, digest, world, device, gather, reading)
+            for dataset in mixture.datasets
+        }
+        source = cached = CachedSource(mixture, caches)
+        rows, moments = train_rows, cached.moments(train_rows)
+        bad = cached.damaged(train_rows[np.isnan(moments).any(axis=(1, 2))])
+    readable = ~np.isnan(moments).any(axis=(1, 2))
+    rows, moments = rows[readable], moments[readable]
+    _check_classes(mixture, rows, bad)
     whitening.set_moments(moments, tokens)
-    return PreparedFeatures(backbone, whitening.to(device), cached, True, digest, train_rows, moments)
+    is_cached = config.cache is not None
+    return PreparedFeatures(backbone, whitening.to(device), source, is_cached, digest, rows, moments, tuple(bad))
+
+
+def _check_classes(mixture: Mixture, rows: np.ndarray, bad: list[BadSample]) -> None:
+    """Every class has a readable image; there can only be one without if images are damaged."""
+    seen = np.bincount(mixture.class_numbers[rows], minlength=len(mixture.class_names))
+    if (seen == 0).any():
+        name = mixture.class_names[int(np.argmin(seen))]
+        raise UserError(f"class {name}: none of its images could be read, first: {bad[0]}")
 
 
 def _spread(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -89,8 +113,9 @@ def _build(
     world: World,
     device: torch.device,
     gather: GatherObjects,
+    reading: ReadOptions | None,
 ) -> FeatureCache:
-    gathered = gather(compute_shards(url, dataset, backbone, digest, world, device))
+    gathered = gather(compute_shards(url, dataset, backbone, digest, world, device, reading))
     if world.is_main:
         seal_cache(url, dataset, backbone, digest, [part for parts in gathered for part in parts])
     gather(None)  # nobody opens the cache before the main process has sealed it
@@ -106,11 +131,18 @@ def _moments(
     world: World,
     device: torch.device,
     gather: GatherObjects,
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[BadSample]]:
+    """Channel sums of the rows' images, float64 [n, 2, C], NaN for damaged ones, and those."""
     share = world.share(len(rows))
-    parts = [np.zeros((0, 2, backbone.num_channels))]
-    for start in range(share.start, share.stop, backbone.chunk):
-        stop = min(start + backbone.chunk, share.stop)
-        batch = torch.stack([images.read(int(row)) for row in rows[start:stop]])
-        parts.append(image_moments(backbone(batch.to(device))))
-    return np.concatenate(gather(np.concatenate(parts)))
+    sums = np.full((len(share), 2, backbone.num_channels), np.nan)
+    bad: list[BadSample] = []
+    for start in range(0, len(share), backbone.chunk):
+        chosen = rows[share][start : start + backbone.chunk]
+        found = images.decode(images.fetch(chosen.tolist()))
+        readable = [(start + n, image) for n, image in enumerate(found) if not isinstance(image, BadSample)]
+        bad += [image for image in found if isinstance(image, BadSample)]
+        if readable:
+            places, batch = zip(*readable, strict=True)
+            sums[list(places)] = image_moments(backbone(torch.stack(batch).to(device)))
+    parts = gather((sums, bad))
+    return np.concatenate([part for part, _ in parts]), [one for _, some in parts for one in some]

@@ -5,9 +5,12 @@ A worker cannot raise a clean error through the loader, so it returns a `Failure
 """
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from fmad_dist.errors import UserError
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import StreamPlan
-from fmad_dist.stream.reader import SampleReader
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.sources import SampleSource
+
+READ_AHEAD = 2  # batches per reader whose bytes travel while another is decoded
+SUBSTITUTES = 64  # positions that are tried in place of a damaged sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +35,24 @@ class Batch:
     labels: Tensor  # int64 [B], position in the mixture's class names
     positions: Tensor  # int64 [B], stream positions: the key of each sample's noise and time
     sample_ids: tuple[str, ...]
+    bad: tuple[BadSample, ...] = ()  # damaged samples whose places others took
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the loader looks for this method and leaves other objects pageable."""
-        return Batch(self.data.pin_memory(), self.labels.pin_memory(), self.positions.pin_memory(), self.sample_ids)
+        return replace(
+            self,
+            data=self.data.pin_memory(),
+            labels=self.labels.pin_memory(),
+            positions=self.positions.pin_memory(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One batch, as a loader asks a reader for it."""
+
+    positions: list[int]
+    ahead: list[list[int]]  # positions of the batches that the same reader will be asked for next
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,57 +62,70 @@ class Failure:
     message: str
 
 
-class SampleSource(Protocol):
-    """Where the tensors of global indices come from: images, or cached features."""
-
-    def read(self, index: int) -> Tensor: ...
-
-
-class ImageSource:
-    """Stored images of a mixture, uint8 [3, H, W] each.
-
-    Raises:
-        UserError: a stored image is not `image_size` pixels square.
-    """
-
-    def __init__(self, mixture: Mixture, image_size: int) -> None:
-        for dataset in mixture.datasets:
-            if dataset.manifest.rendition.size != image_size:
-                raise UserError(
-                    f"features.image_size is {image_size} but {dataset.url} stores {dataset.manifest.rendition.size} "
-                    "px images; set it to that, or convert the dataset again with --size."
-                )
-        self.mixture = mixture
-        self.readers = {dataset.name: SampleReader(dataset) for dataset in mixture.datasets}
-
-    def read(self, index: int) -> Tensor:
-        dataset, row = self.mixture.locate(index)
-        pixels = self.readers[dataset.name].image(row)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
 class StreamDataset(Dataset):
-    """Batches addressed by lists of stream positions."""
+    """Batches addressed by lists of stream positions, with the positions that this reader will be asked for next.
+
+    A damaged sample's place is taken by the sample of the next position that can be read, so batches keep their size
+    and no sample depends on the number of processes; the batch tells what was damaged.
+    """
 
     def __init__(self, source: SampleSource, mixture: Mixture, plan: StreamPlan) -> None:
         self.source = source
         self.mixture = mixture
         self.plan = plan
+        self._ahead: dict[tuple[int, ...], Future[Any]] = {}
+        self._reader: ThreadPoolExecutor | None = None
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch | Failure:
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ahead": {}, "_reader": None}
+
+    def __getitem__(self, request: Request) -> Batch | Failure:
         try:
-            return self.batch(np.asarray(positions, dtype=np.int64))
+            return self.batch(np.asarray(request.positions, dtype=np.int64), request.ahead)
         except UserError as error:
             return Failure(str(error))
 
-    def batch(self, positions: np.ndarray) -> Batch:
+    def batch(self, positions: np.ndarray, ahead: Sequence[Sequence[int]] = ()) -> Batch:
+        """The batch of `positions`; meanwhile the bytes of the positions in `ahead` are fetched.
+
+        Raises:
+            UserError: a sample cannot be read, and none of those that follow it.
+        """
         indices = self.plan.at(positions)
+        waiting = self._ahead.pop(tuple(positions.tolist()), None)
+        self._fetch_ahead(ahead)
+        found = self.source.decode(waiting.result() if waiting else self.source.fetch(indices.tolist()))
+        tensors: list[Tensor] = []
+        bad: list[BadSample] = []
+        for place, item in enumerate(found):
+            if isinstance(item, BadSample):
+                bad.append(item)
+                indices[place], item = self._substitute(int(positions[place]), item)
+            tensors.append(item)
         return Batch(
-            data=torch.stack([self.source.read(int(index)) for index in indices]),
+            data=torch.stack(tensors),
             labels=torch.from_numpy(self.mixture.class_numbers[indices]),
             positions=torch.from_numpy(positions),
             sample_ids=tuple(self.mixture.sample_id(int(index)) for index in indices),
+            bad=tuple(bad),
         )
+
+    def _fetch_ahead(self, ahead: Sequence[Sequence[int]]) -> None:
+        if not self.source.is_remote:
+            return
+        if self._reader is None:  # as many threads as batches are fetched ahead
+            self._reader = ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead")
+        for positions in ahead:
+            if tuple(positions) not in self._ahead:
+                indices = self.plan.at(np.asarray(positions, dtype=np.int64)).tolist()
+                self._ahead[tuple(positions)] = self._reader.submit(self.source.fetch, indices)
+
+    def _substitute(self, position: int, bad: BadSample) -> tuple[int, Tensor]:
+        for index in self.plan.at(position + 1 + np.arange(SUBSTITUTES)).tolist():
+            item = self.source.decode(self.source.fetch([index]))[0]
+            if not isinstance(item, BadSample):
+                return index, item
+        raise UserError(f"{bad} (The {SUBSTITUTES} samples that follow it are damaged too.)")
 
 
 def stream_batches(
@@ -106,7 +140,7 @@ def stream_batches(
         multiprocessing.set_forkserver_preload([__name__])
     loader: DataLoader = DataLoader(
         dataset,
-        sampler=(batch.tolist() for batch in positions),
+        sampler=_requests(positions, max(workers, 1)),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
@@ -117,3 +151,14 @@ def stream_batches(
         if isinstance(item, Failure):
             raise UserError(item.message)
         yield item
+
+
+def _requests(positions: Iterator[np.ndarray], workers: int) -> Iterator[Request]:
+    """Each batch with the `READ_AHEAD` batches that the same worker gets after it: batches are dealt in turn."""
+    window: deque[list[int]] = deque()
+    for batch in positions:
+        window.append(batch.tolist())
+        if len(window) > READ_AHEAD * workers:
+            yield Request(window.popleft(), list(islice(window, workers - 1, None, workers)))
+    while window:
+        yield Request(window.popleft(), list(islice(window, workers - 1, None, workers)))

@@ -10,14 +10,17 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, TypeVar
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage.scratch import TEMPORARY_PREFIX, is_abandoned, published
 
-_LOCKS = 256
+T = TypeVar("T")
+
+_LOCKS = 4096
 _TOUCH_AFTER_S = 60  # how exact "recently used" is
 _SWEEP_SHARE = 0.01  # of the limit: bytes that this process writes between two looks at the whole folder
 _SWEEP_TO = 0.9  # of the limit
@@ -54,6 +57,17 @@ class BlockCache:
             data = fetch()
             self._keep(key, data)
         return data[start:stop]
+
+    def fill(self, blocks: Mapping[str, T], fetch: Callable[[Sequence[T]], Sequence[bytes]]) -> None:
+        """Fetch, in one call, all blocks that are not there and that no other process is fetching.
+
+        `blocks` maps keys to what `fetch` takes.
+        """
+        with ExitStack() as claimed:
+            missing = [key for key in blocks if not self.has(key) and self._claim(key, claimed) and not self.has(key)]
+            if missing:
+                for key, data in zip(missing, fetch([blocks[key] for key in missing]), strict=True):
+                    self._keep(key, data)
 
     def drop(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
@@ -113,14 +127,25 @@ class BlockCache:
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """The only process that fetches this block."""
-        number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % _LOCKS
-        try:
-            lock = open(self.folder / "locks" / f"{number:03d}", "a")  # noqa: SIM115
-        except OSError as error:
-            raise self._unwritable(error) from None
-        with lock:
+        with self._lock_file(key) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _claim(self, key: str, claimed: ExitStack) -> bool:
+        """Take the block's lock until `claimed` ends, unless somebody has it."""
+        lock = claimed.enter_context(self._lock_file(key))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _lock_file(self, key: str) -> IO[str]:
+        number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % _LOCKS
+        try:
+            return open(self.folder / "locks" / f"{number:04d}", "a")
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / key

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -12,18 +13,29 @@ from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
 from fmad_dist.stream.manifest import Dataset, Sample, Span
 from fmad_dist.stream.shards import ReadOptions, ShardReader
 
+_RESTORE = "restore the shard or convert the dataset again"
+
 
 class BadSample(UserError):
     """A stored sample whose bytes are damaged or cannot be decoded: it, and nothing else, is unusable."""
 
-    def __init__(self, sample_id: str, shard_url: str, reason: str) -> None:
-        super().__init__(f"{shard_url}: sample {sample_id} {reason}; restore the shard or convert the dataset again.")
+    def __init__(self, sample_id: str, url: str, reason: str, fix: str = _RESTORE) -> None:
+        super().__init__(f"{url}: sample {sample_id} {reason}; {fix}.")
         self.sample_id = sample_id
-        self.shard_url = shard_url
+        self.url = url  # of the file that is damaged
         self.reason = reason
+        self.fix = fix
 
-    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str, str]]:
-        return type(self), (self.sample_id, self.shard_url, self.reason)
+    def __reduce__(self) -> tuple[type["BadSample"], tuple[str, str, str, str]]:
+        return type(self), (self.sample_id, self.url, self.reason, self.fix)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Samples with the verified bytes of their images, or with what is wrong with them."""
+
+    samples: list[Sample]
+    data: list[bytes | BadSample]
 
 
 class SampleReader:
@@ -60,23 +72,22 @@ class SampleReader:
             raise found
         return found
 
-    def images(self, rows: Sequence[int]) -> list[np.ndarray | BadSample]:
+    def images(self, rows: Sequence[int]) -> "list[np.ndarray | BadSample]":
         """Several images at once, uint8 [S, S, 3] each; damaged ones are returned as what is wrong with them.
 
         Raises:
             UserError: a shard is missing or the storage does not answer.
         """
-        samples = [self.dataset.sample(row) for row in rows]
-        spans = [sample.image if self.resized else sample.original for sample in samples]
-        return [
-            self._decoded(sample, data) for sample, data in zip(samples, self._verified(samples, spans), strict=True)
-        ]
+        return self.decode(self.fetch(rows))
 
-    def read_ahead(self, rows: Sequence[int]) -> None:
-        """Fetch what `images(rows)` will need into the cache; does nothing without one."""
+    def fetch(self, rows: Sequence[int]) -> "Fetched":
+        """The verified, still encoded images of several rows, in few requests."""
         samples = [self.dataset.sample(row) for row in rows]
         spans = [sample.image if self.resized else sample.original for sample in samples]
-        self.shards.read_ahead([(s.shard, span) for s, span in zip(samples, spans, strict=True) if span])
+        return Fetched(samples, self._verified(samples, spans))
+
+    def decode(self, fetched: "Fetched") -> "list[np.ndarray | BadSample]":
+        return [self._decoded(sample, data) for sample, data in zip(fetched.samples, fetched.data, strict=True)]
 
     def masks(self, row: int) -> list[np.ndarray]:
         """The sample's masks as uint8 [S, S] each, zero where normal; empty for a normal image.

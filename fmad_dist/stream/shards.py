@@ -10,6 +10,7 @@ from fmad_dist.stream.blockcache import BlockCache
 from fmad_dist.stream.manifest import Dataset, Span
 
 BLOCK_BYTES = 4 << 20  # a request this long costs about as much as its latency, and holds many images
+BLOCKS_AT_ONCE = 16  # bounds what one process holds in memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ShardReader:
             return []
         if self.cache is None:
             return self.store.read_ranges([ByteRange(name, s.offset, s.offset + s.size) for name, s in wanted])
-        self.read_ahead(wanted)
+        self._fill(list(dict.fromkeys((name, number) for name, span in wanted for number in _blocks(span))))
         return [self._from_blocks(name, span) for name, span in wanted]
 
     def read_again(self, name: str, span: Span) -> bytes:
@@ -56,14 +57,12 @@ class ShardReader:
                 self.cache.drop(self._key(name, number))
         return self.store.read_range(name, span.offset, span.offset + span.size)
 
-    def read_ahead(self, wanted: Sequence[tuple[str, Span]]) -> None:
-        """Fetch the blocks of the spans that are not in the cache yet; nothing without a cache."""
-        if self.cache is None:
-            return
-        blocks = dict.fromkeys((name, number) for name, span in wanted for number in _blocks(span))
-        missing = [block for block in blocks if not self.cache.has(self._key(*block))]
-        for name, number in missing:
-            self._block(name, number)
+    def _fill(self, blocks: list[tuple[str, int]]) -> None:
+        """Fetch the blocks that nobody has or is fetching, side by side."""
+        assert self.cache is not None
+        for start in range(0, len(blocks), BLOCKS_AT_ONCE):
+            ranges = {self._key(*block): self._range(*block) for block in blocks[start : start + BLOCKS_AT_ONCE]}
+            self.cache.fill(ranges, self.store.read_ranges)
 
     def _from_blocks(self, name: str, span: Span) -> bytes:
         first = span.offset // BLOCK_BYTES
@@ -74,12 +73,15 @@ class ShardReader:
             parts.append(self._block(name, number, start, stop))
         return b"".join(parts)
 
-    def _block(self, name: str, number: int, start: int = 0, stop: int = 0) -> bytes:
+    def _block(self, name: str, number: int, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a block, which is fetched if it is not in the cache."""
         assert self.cache is not None
+        whole = self._range(name, number)
+        return self.cache.get(self._key(name, number), start, stop, lambda: self.store.read_ranges([whole])[0])
+
+    def _range(self, name: str, number: int) -> ByteRange:
         begin = number * BLOCK_BYTES
-        end = min(begin + BLOCK_BYTES, self.shards[name].num_bytes)
-        return self.cache.get(self._key(name, number), start, stop, lambda: self.store.read_range(name, begin, end))
+        return ByteRange(name, begin, min(begin + BLOCK_BYTES, self.shards[name].num_bytes))
 
     def _key(self, name: str, number: int) -> str:
         return f"{self.shards[name].sha256}-{number}"

@@ -27,6 +27,12 @@ class RunRecord:
             self._lines.write(json.dumps({"step": step, **values}) + "\n")
             self._lines.flush()
 
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add one line to another JSONL file of the run."""
+        if self.is_main:
+            with open(self.folder / name, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
     def rewind(self, step: int) -> None:
         """After a resume from `step`: drop lines of later steps, which are about to be made again."""
         path = self.folder / "metrics.jsonl"

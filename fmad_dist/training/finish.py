@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.errors import UserError
 from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.scoring.calibration import Calibration, fit_thresholds
-from fmad_dist.stream.batches import ImageSource
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.sources import ImageSource
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.training.weights import averaged_weights
 
@@ -56,15 +58,28 @@ def build_detector(job: "TrainJob") -> Detector:
 
 
 def calibrate(detector: Detector, job: "TrainJob") -> Calibration:
-    """Thresholds from the scores of the held-out normals, which no training step has seen."""
+    """Thresholds from the scores of the held-out normals, which no training step has seen.
+
+    Raises:
+        UserError: more held-out images are damaged than `data.max_bad_samples` allows, or all of a class.
+    """
     rows = job.split.held_out
     share = rows[job.world.share(len(rows))]
-    images = ImageSource(job.mixture, detector.image_size)
+    images = ImageSource(job.mixture, detector.image_size, job.config.data.reading)
     scores: list[float] = []
     for start in range(0, len(share), SCORE_BATCH):
-        chosen = [int(row) for row in share[start : start + SCORE_BATCH]]
-        pixels = torch.stack([images.read(row) for row in chosen])
-        scores += detector(pixels).scores.tolist()
+        found = images.decode(images.fetch(share[start : start + SCORE_BATCH].tolist()))
+        readable = [image for image in found if not isinstance(image, BadSample)]
+        scored = iter(detector(torch.stack(readable)).scores.tolist() if readable else [])
+        scores += [float("nan") if isinstance(image, BadSample) else next(scored) for image in found]
+        job.bad.note(image for image in found if isinstance(image, BadSample))
+    job.bad.settle()
     gathered = np.array([score for part in gather_objects(scores) for score in part])
-    numbers = job.mixture.class_numbers[rows]
-    return fit_thresholds(gathered, numbers, len(detector.spec.class_names), job.config.calibration.false_alarm_rate)
+    usable = ~np.isnan(gathered)
+    numbers = job.mixture.class_numbers[rows][usable]
+    empty = set(range(len(detector.spec.class_names))) - set(numbers.tolist())
+    if empty:
+        name = detector.spec.class_names[min(empty)]
+        raise UserError(f"class {name}: no held-out image could be read, so it has no threshold; restore its shards.")
+    rate = job.config.calibration.false_alarm_rate
+    return fit_thresholds(gathered[usable], numbers, len(detector.spec.class_names), rate)

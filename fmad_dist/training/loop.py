@@ -20,6 +20,7 @@ from fmad_dist.stream.mixture import Mixture, TrainSplit, split_normals
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.training.bad_samples import BadSamples
 from fmad_dist.training.checkpoint import (
     TrainState,
     list_checkpoints,
@@ -51,6 +52,7 @@ class TrainJob:
     ema: ShardedEma
     record: RunRecord
     tracked: TrackedRun
+    bad: BadSamples
 
     @property
     def checkpoints(self) -> Path:
@@ -79,6 +81,7 @@ def train(config: RunConfig, world: World) -> Path:
             micro_batches = list(islice(batches, job.layout.accumulation))
             losses.append(runner.run(micro_batches, learning_rate(settings, step)))
             meter.count(settings.global_batch)
+            job.bad.note(bad for batch in micro_batches for bad in batch.bad)
             log_samples(job, step, micro_batches)
             done = step + 1
             if done % settings.log_every == 0 or done == settings.steps:
@@ -105,14 +108,19 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
     record = RunRecord(config.run_dir, world.is_main)
     accelerator = start_accelerator(settings, layout)
-    features = prepare_features(config.features, mixture, split.train, world, accelerator.device, gather_objects)
+    bad = BadSamples(config.data.max_bad_samples, record, gather_objects)
+    features = prepare_features(
+        config.features, mixture, split.train, world, accelerator.device, gather_objects, config.data.reading
+    )
+    bad.note(features.bad)
+    bad.settle()
     num_classes = len(mixture.class_names) if config.model.use_labels else 0
     torch.manual_seed(settings.seed)
     spec = dit_spec(config.model.preset, features.backbone.num_channels, config.features.grid, num_classes)
     engine = build_engine(accelerator, DiT(spec, config.model.checkpointing), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
-    return TrainJob(config, world, mixture, split, plan, layout, features, engine, ema, record, tracked)
+    return TrainJob(config, world, mixture, split, plan, layout, features, engine, ema, record, tracked, bad)
 
 
 def resume(job: TrainJob) -> int:
@@ -156,7 +164,8 @@ def read_batches(job: TrainJob, start: int) -> Iterator[Batch]:
 
 def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Meter) -> str:
     """Write one line of metrics, averaged over the interval and all ranks; returns a note for the progress bar."""
-    loss = job.engine.accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
+    local = torch.stack([torch.stack(losses).mean(), torch.tensor(float(job.bad.num_new), device=job.engine.device)])
+    loss, num_new = job.engine.accelerator.reduce(local, reduction="mean").tolist()
     losses.clear()
     if not torch.isfinite(torch.tensor(loss)):
         raise UserError(
@@ -168,6 +177,7 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
         "grad_norm": float(job.engine.deepspeed.get_global_grad_norm() or 0.0),
         "epoch": done * job.layout.global_batch / job.plan.epoch_size,
         "samples": done * job.layout.global_batch,
+        "bad_samples": job.bad.settle() if num_new else len(job.bad.known),
         **meter.read(),
     }
     job.record.metrics(done, values)

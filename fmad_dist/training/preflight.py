@@ -8,9 +8,9 @@ from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import load_backbone
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.dit import dit_spec
-from fmad_dist.stream.batches import ImageSource
 from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.stream.sources import ImageSource
 from fmad_dist.training.checkpoint import list_checkpoints, read_state
 
 

@@ -20,9 +20,10 @@ from fmad_dist.features.cache import (
     seal_cache,
 )
 from fmad_dist.features.prepare import prepare_features
-from fmad_dist.stream.batches import ImageSource
-from fmad_dist.stream.manifest import Dataset
+from fmad_dist.stream.manifest import Dataset, load_dataset
 from fmad_dist.stream.mixture import Mixture, split_normals
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.sources import ImageSource
 from fmad_dist.world import World
 
 CPU = torch.device("cpu")
@@ -39,6 +40,13 @@ def build(url: str, dataset: Dataset, backbone: Backbone, size: int = 1) -> Feat
     """What `size` processes do, one after the other."""
     parts = [compute_shards(url, dataset, backbone, WEIGHTS, World(rank, size), CPU) for rank in range(size)]
     return seal_cache(url, dataset, backbone, WEIGHTS, [part for rank in parts for part in rank])
+
+
+def record(cache: FeatureCache, number: int) -> torch.Tensor:
+    found = cache.decode(number, cache.fetch([number])[0], "some sample")
+    if isinstance(found, BadSample):
+        raise found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,7 @@ def test_the_number_of_processes_changes_no_bit(
     assert other.info.moments_sha256 == built.info.moments_sha256
     assert other.store.read(other.info.moments) == built.store.read(built.info.moments)
     for number in range(24):
-        assert torch.equal(other.record(number), built.record(number))
+        assert torch.equal(record(other, number), record(built, number))
 
 
 def test_building_again_changes_nothing(
@@ -140,11 +148,11 @@ def test_a_damaged_record_is_refused(own_cache: tuple[str, FeatureCache]) -> Non
     _, cache = own_cache
     size = int(np.prod(cache.info.shape)) * 2
     damage(cache, cache.info.shards[0].name, 3 * size + 7)
-    with pytest.raises(UserError, match="record 3 does not match") as caught:
-        cache.record(3)
+    with pytest.raises(UserError, match="record 3, which does not match") as caught:
+        record(cache, 3)
     assert cache.info.shards[0].name in str(caught.value)
     assert cache.store.url in str(caught.value)
-    cache.record(2), cache.record(4)
+    record(cache, 2), record(cache, 4)
 
 
 def test_a_truncated_or_missing_shard_is_refused(own_cache: tuple[str, FeatureCache]) -> None:
@@ -152,10 +160,10 @@ def test_a_truncated_or_missing_shard_is_refused(own_cache: tuple[str, FeatureCa
     path = Path(cache.store.path(cache.info.shards[0].name))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="record 23"):
-        cache.record(23)
+        record(cache, 23)
     path.unlink()
     with pytest.raises(UserError, match=path.name):
-        cache.record(0)
+        record(cache, 0)
 
 
 def test_damaged_moments_are_refused(own_cache: tuple[str, FeatureCache]) -> None:
@@ -180,8 +188,35 @@ def test_moments_come_in_the_order_that_was_asked(built: FeatureCache, tiny_mixt
     rows = tiny_mixture.rows("train")
     found = source.moments(rows[[7, 0, 20]])
     np.testing.assert_array_equal(found, built.moments()[[7, 0, 20]])
-    tokens = built.record(7).double().flatten(1)
+    tokens = record(built, 7).double().flatten(1)
     np.testing.assert_allclose(found[0], torch.stack([tokens.sum(1), tokens.square().sum(1)]), rtol=1e-12)
+
+
+def test_a_damaged_image_has_a_record_that_says_so(own_copy: Path, tmp_path: Path, backbone: Backbone) -> None:
+    dataset = load_dataset(str(own_copy))
+    row = int(dataset.rows("train")[4])
+    sample = dataset.sample(row)
+    assert sample.image is not None
+    shard = own_copy / sample.shard
+    data = bytearray(shard.read_bytes())
+    data[sample.image.offset + 40] ^= 1
+    shard.write_bytes(data)
+    cache = build(str(tmp_path / "cache"), dataset, backbone)
+    mixture = Mixture.load([str(own_copy)])
+    source = CachedSource(mixture, {"tiny": cache})
+    rows = mixture.rows("train")
+    found = source.decode(source.fetch(rows.tolist()))
+    assert [index for index, item in zip(rows, found, strict=True) if isinstance(item, BadSample)] == [row]
+    assert [one.sample_id for one in source.damaged(rows[4:5])] == [sample.sample_id]
+    assert np.isnan(source.moments(rows)).any(axis=(1, 2)).nonzero()[0].tolist() == [4]
+
+    config = CONFIG.model_copy(update={"cache": str(tmp_path / "other")})
+    fresh = prepare_features(CONFIG, mixture, rows, World(), CPU, lambda item: [item])
+    cached = prepare_features(config, mixture, rows, World(), CPU, lambda item: [item])
+    for prepared in (fresh, cached):
+        assert [one.sample_id for one in prepared.bad] == [sample.sample_id]
+        assert prepared.rows.tolist() == [index for index in rows.tolist() if index != row]
+        assert torch.isfinite(prepared.whitening.std).all()
 
 
 CONFIG = FeatureConfig(taps=(1, 2), grid=4, image_size=SIDE)

@@ -10,11 +10,13 @@ from PIL import Image
 
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
-from fmad_dist.stream.batches import Batch, Failure, ImageSource, StreamDataset, stream_batches
+from fmad_dist.stream import batches as batches_module
+from fmad_dist.stream.batches import Batch, Failure, Request, StreamDataset, stream_batches
 from fmad_dist.stream.manifest import load_dataset
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
 from fmad_dist.stream.reader import SampleReader
+from fmad_dist.stream.sources import ImageSource
 
 SIDE = 64
 
@@ -139,27 +141,69 @@ def damaged_after(own_copy: Path, position: int) -> tuple[StreamDataset, Path, s
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_give_the_same_batches_and_pass_errors_on(own_copy: Path, tiny_url: str, workers: int) -> None:
+def test_workers_give_the_same_batches_without_the_damaged_sample(own_copy: Path, tiny_url: str, workers: int) -> None:
     healthy = stream_over(tiny_url)
     dataset, shard, sample_id = damaged_after(own_copy, position=17)
-    batches = stream_batches(dataset, steps(2), workers=workers)
-    for positions in (range(5), range(5, 10), range(10, 15)):
-        assert_equal(next(batches), healthy.batch(np.array(positions)))
-    with pytest.raises(UserError) as caught:
-        next(batches)
-    assert str(shard) in str(caught.value)
-    assert sample_id in str(caught.value)
+    following = healthy.batch(np.array([18])).sample_ids[0]
+    batches = list(stream_batches(dataset, steps(3), workers=workers))
+    assert [batch.positions.tolist() for batch in batches] == [list(range(n, n + 5)) for n in range(0, 30, 5)]
+    for batch in batches:
+        expected = healthy.batch(batch.positions.numpy())
+        if sample_id not in expected.sample_ids:
+            assert_equal(batch, expected)
+            assert not batch.bad
+            continue
+        assert [(one.sample_id, one.url) for one in batch.bad] == [(sample_id, str(shard))]
+        if 17 in batch.positions:  # its place is taken by the next one
+            assert batch.sample_ids == tuple(following if one == sample_id else one for one in expected.sample_ids)
+            assert torch.equal(batch.data[2], batch.data[3])
+            assert torch.equal(batch.labels[2], batch.labels[3])
 
 
-def test_a_failure_is_not_a_batch(own_copy: Path) -> None:
+def test_a_stream_of_damaged_samples_is_an_error(own_copy: Path) -> None:
+    for shard in (own_copy / "shards").iterdir():
+        shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(UserError, match="samples that follow it are damaged too"):
+        stream_over(str(own_copy)).batch(np.array([0]))
+
+
+def test_a_missing_shard_is_a_failure_and_no_bad_sample(own_copy: Path) -> None:
     dataset = stream_over(str(own_copy))
     for shard in (own_copy / "shards").iterdir():
         shard.unlink()
-    assert isinstance(dataset[[0]], Failure)
+    found = dataset[Request([0], [])]
+    assert isinstance(found, Failure)
+    assert "not found" in found.message
+
+
+def test_bytes_are_fetched_ahead_and_used(tiny_url: str) -> None:
+    """From a store that counts: each batch is fetched once, the two that follow while it is decoded."""
+    remote = Store("memory://ahead/tiny")
+    for name in Store(tiny_url).list():
+        remote.write(name, Store(tiny_url).read(name))
+    dataset, local = stream_over(remote.url), stream_over(tiny_url)
+    fetched: list[list[int]] = []
+    fetch = dataset.source.fetch
+    dataset.source.fetch = lambda indices: (fetched.append(list(indices)), fetch(indices))[1]  # type: ignore[method-assign]
+    for batch in stream_batches(dataset, steps(3), workers=0):
+        assert_equal(batch, local.batch(batch.positions.numpy()))
+    expected = [local.plan.at(positions).tolist() for positions in steps(3)]
+    assert sorted(fetched) == sorted(expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_what_is_fetched_ahead_is_what_the_same_worker_gets_next(workers: int) -> None:
+    requests = list(batches_module._requests(steps(7), workers))
+    assert [request.positions for request in requests] == [positions.tolist() for positions in steps(7)]
+    for worker in range(workers):
+        own = requests[worker::workers]  # the loader deals in turn
+        for number, request in enumerate(own):
+            following = [other.positions for other in own[number + 1 : number + 1 + batches_module.READ_AHEAD]]
+            assert request.ahead == following
 
 
 def test_images_of_another_size_are_refused(tiny_mixture: Mixture) -> None:
-    with pytest.raises(UserError, match=r"features\.image_size is 128 but .* stores 64 px") as caught:
+    with pytest.raises(UserError, match="stores 64 px images and not 128") as caught:
         ImageSource(tiny_mixture, 128)
     assert tiny_mixture.datasets[0].url in str(caught.value)
 
