@@ -37,10 +37,12 @@ def train(config: ConfigOption, overrides: Overrides = None, processes: Processe
     """Train on this machine; the same job on many nodes is `accelerate launch launcher/train.py`."""
     from fmad_dist.config import load_config
     from fmad_dist.launch import default_processes, launch
+    from fmad_dist.storage import use_endpoint
     from fmad_dist.training.preflight import check_job
 
     values = overrides or []
     resolved = load_config(config, values)  # said here, bad input is one sentence and not one per process
+    use_endpoint(resolved.data.endpoint_url)
     count = processes or default_processes()
     check_job(resolved, count)
     launch("train.py", ["--config", str(config), *values], count)

@@ -5,7 +5,7 @@ import re
 # What libraries quote from requests and environments must not reach a log: key ids, secrets, tokens, signatures.
 _SECRETS = re.compile(
     r"(?i)((?:x-amz-(?:signature|credential|security-token)|awsaccesskeyid|signature|aws_?(?:secret)?_?access_?key(?:_?id)?"
-    r"|aws_?session_?token|password|secret|token)[\"']?\s*[=:]\s*[\"']?)([^\s&\"',;<>]+)"
+    r"|aws_?session_?token|password|secret|token)[\"']?\s*[=:>]\s*[\"']?)([^\s&\"',;<>]+)"
 )
 _USERINFO = re.compile(r"(://)[^/@\s]+@")
 

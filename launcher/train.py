@@ -8,6 +8,7 @@ import argparse
 from fmad_dist.config import load_config
 from fmad_dist.errors import UserError
 from fmad_dist.launch import exit_with
+from fmad_dist.storage import use_endpoint
 from fmad_dist.world import World
 
 
@@ -18,6 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
+        use_endpoint(config.data.endpoint_url)
         from fmad_dist.training.loop import train
 
         train(config, World.from_environment())

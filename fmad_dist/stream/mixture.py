@@ -42,7 +42,11 @@ class Mixture:
     @cached_property
     def class_names(self) -> list[str]:
         """All `<dataset>/<class>` names that have training images, sorted."""
-        return sorted({str(name) for dataset in self.datasets for name in dataset.class_names[dataset.rows("train")]})
+        trained = []
+        for dataset in self.datasets:
+            numbers, names = dataset.classes
+            trained += [names[number] for number in np.unique(numbers[dataset.rows("train")])]
+        return sorted(trained)
 
     def rows(self, split: str) -> np.ndarray:
         """Global indices int64 [n] of a split, ascending."""
@@ -54,6 +58,19 @@ class Mixture:
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.datasets[which], int(index - self.starts[which])
 
+    def sample_ids(self, indices: np.ndarray) -> list[str]:
+        """The ids of global indices, which are all of one dataset or in ascending order."""
+        found: list[str] = []
+        for dataset, start, stop in zip(self.datasets, self.starts[:-1], self.starts[1:], strict=True):
+            own = indices[(indices >= start) & (indices < stop)] - start
+            found += dataset.table.column("sample_id").take(own).to_pylist()
+        return found
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """0 normal, 1 anomalous, of every global index."""
+        return np.concatenate([dataset.labels for dataset in self.datasets])
+
     def sample_id(self, index: int) -> str:
         dataset, row = self.locate(index)
         return dataset.sample_ids[row]
@@ -61,9 +78,12 @@ class Mixture:
     @cached_property
     def class_numbers(self) -> np.ndarray:
         """Position in `class_names` of every global index, int64 [N]; -1 for a class without training images."""
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        names = np.concatenate([dataset.class_names for dataset in self.datasets])
-        return np.array([numbers.get(str(name), -1) for name in names], dtype=np.int64)
+        position = {name: number for number, name in enumerate(self.class_names)}
+        parts = []
+        for dataset in self.datasets:
+            numbers, names = dataset.classes
+            parts.append(np.array([position.get(name, -1) for name in names], dtype=np.int64)[numbers])
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -75,21 +95,27 @@ class TrainSplit:
 
 
 def split_normals(mixture: Mixture, holdout: float) -> TrainSplit:
-    """Hold out round(holdout * n) normals per class (at least 1): those with the smallest SHA-256 of their sample id.
+    """Choose the normals that calibrate: those of the split `val` where a class has them, and otherwise
+    round(holdout * n) of its n training normals (at least 1), those with the smallest SHA-256 of their sample id.
 
     The choice depends on the ids alone, so it is the same for every seed, world size and order of manifests.
 
     Raises:
-        UserError: a class has fewer than two training images.
+        UserError: a class has fewer than two training images and no validation images.
     """
-    rows = mixture.rows("train")
-    classes = mixture.class_numbers[rows]
-    held_out: list[np.ndarray] = []
+    rows, validation = mixture.rows("train"), mixture.rows("val")
+    validation = validation[mixture.labels[validation] == 0]
+    classes, validation_classes = mixture.class_numbers[rows], mixture.class_numbers[validation]
+    held_out: list[np.ndarray] = [validation[validation_classes >= 0]]
+    by_class = np.argsort(classes, kind="stable")
+    starts = np.searchsorted(classes[by_class], np.arange(len(mixture.class_names) + 1))
     for number, name in enumerate(mixture.class_names):
-        members = rows[classes == number]
+        if (validation_classes == number).any():
+            continue
+        members = rows[by_class[starts[number] : starts[number + 1]]]
         if len(members) < 2:
             raise UserError(f"class {name}: {len(members)} training image; at least 2 are needed (1 is held out).")
-        ranks = [hashlib.sha256(mixture.sample_id(int(i)).encode()).digest() for i in members]
+        ranks = [hashlib.sha256(sample_id.encode()).digest() for sample_id in mixture.sample_ids(members)]
         order = sorted(range(len(members)), key=ranks.__getitem__)
         count = min(max(1, round(holdout * len(members))), len(members) - 1)
         held_out.append(members[np.sort(order[:count])])

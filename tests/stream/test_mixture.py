@@ -13,13 +13,13 @@ from fmad_dist.stream.manifest import INDEX_SCHEMA, Dataset, IndexInfo, Manifest
 from fmad_dist.stream.mixture import Mixture, split_normals
 
 
-def in_memory(name: str, sizes: dict[str, int], test: int = 1) -> Dataset:
-    """A dataset without shards: `sizes` training images per class and `test` test images each."""
+def in_memory(name: str, sizes: dict[str, int], test: int = 1, val: dict[str, int] | None = None) -> Dataset:
+    """A dataset without shards: `sizes` training images per class, `val` validation and `test` test images each."""
     rows = [
         dict.fromkeys(INDEX_SCHEMA.names)
         | {"sample_id": f"{name}/{c}/{split}/good/{n:03d}", "class_name": c, "split": split, "label": 0}
         for c, size in sizes.items()
-        for split, count in (("train", size), ("test", test))
+        for split, count in (("train", size), ("test", test), ("val", (val or {}).get(c, 0)))
         for n in range(count)
     ]
     manifest = Manifest(
@@ -138,6 +138,14 @@ def test_the_held_out_split_is_stable_for_ever() -> None:
     mixture = mixture_of(in_memory("toy", {"a": 10}))
     held = [mixture.sample_id(int(i)) for i in split_normals(mixture, 0.3).held_out]
     assert held == [f"toy/a/train/good/{number:03d}" for number in (1, 2, 8)]
+
+
+def test_validation_normals_are_held_out_instead_of_training_images() -> None:
+    mixture = mixture_of(in_memory("loco", {"box": 10, "pin": 10, "one": 1}, val={"box": 3, "one": 2}))
+    split = split_normals(mixture, 0.2)
+    held = [mixture.sample_id(int(i)).split("/")[1:3] for i in split.held_out]
+    assert sorted(map(tuple, held)) == [("box", "val")] * 3 + [("one", "val")] * 2 + [("pin", "train")] * 2
+    assert np.bincount(mixture.class_numbers[split.train]).tolist() == [10, 1, 8]  # box, one, pin
 
 
 def test_a_class_with_one_image_is_refused() -> None:
