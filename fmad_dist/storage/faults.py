@@ -45,6 +45,21 @@ def fault_of(error: BaseException) -> Fault:
     return Fault.PASSING if _is_passing_answer(error) else Fault.REFUSED
 
 
+def code_of(error: BaseException) -> str:
+    """The object store's own name for what it answered, like `PreconditionFailed`; "" if it did not answer."""
+    for found in (error, error.__cause__):
+        answer = getattr(found, "response", None)
+        if isinstance(answer, dict):
+            return str(answer.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def told(error: BaseException) -> str:
+    """One line of what went wrong: the store's answer if the error stands for one."""
+    answered = error.__cause__ if code_of(error) and error.__cause__ is not None else error
+    return first_line(answered)
+
+
 def _is_passing_answer(error: BaseException) -> bool:
     """Of the libraries' own errors: an answer of 5xx, or no answer at all."""
     answer = getattr(error, "response", None)
@@ -77,7 +92,7 @@ def with_retries(operation: Callable[[], T], where: str, patience_s: float, rene
                 raise
             attempts += 1
             if attempts == 1:
-                say(f"{where}: the storage does not answer ({first_line(error)}); trying again for {patience_s:.0f} s")
+                say(f"{where}: the storage does not answer ({told(error)}); trying again for {patience_s:.0f} s")
             time.sleep(min(left, wait * random.uniform(0.5, 1.0)))
             wait = min(2 * wait, LONGEST_WAIT_S)
             continue
@@ -90,17 +105,17 @@ def explain(error: Exception, where: str) -> UserError | None:
     """One sentence for a failure that a user can do something about; None for a bug of ours."""
     fault = fault_of(error)
     if isinstance(error, (IsADirectoryError, NotADirectoryError)):
-        return UserError(f"{where}: {first_line(error)}; a folder was expected where a file is.")
+        return UserError(f"{where}: {told(error)}; a folder was expected where a file is.")
     if fault is Fault.MISSING:
         return UserError(f"{where}: not found; check the path, and the bucket's name for object storage.")
     if fault is Fault.DENIED:
         hint = "check the credentials in the environment" if "://" in where else "check the permissions"
-        return UserError(f"{where}: access denied ({first_line(error)}); {hint}.")
+        return UserError(f"{where}: access denied ({told(error)}); {hint}.")
     if fault is Fault.PASSING:
         hint = "check the endpoint and the network" if "://" in where else "check the disk"
-        return UserError(f"{where}: the storage does not answer ({first_line(error)}); {hint}.")
+        return UserError(f"{where}: the storage does not answer ({told(error)}); {hint}.")
     if fault is Fault.REFUSED:
-        return UserError(f"{where}: the storage failed ({first_line(error)}).")
+        return UserError(f"{where}: the storage failed ({told(error)}).")
     return None
 
 

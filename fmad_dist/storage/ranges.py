@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fmad_dist.storage.faults import code_of
+
 MAX_GAP = 32 << 10  # bytes that may be read in vain to save a request
 MAX_REQUEST = 8 << 20
 CONCURRENT = 16
@@ -66,7 +68,7 @@ def _content(answer: bytes | Exception) -> bytes:
     """The bytes of an answer; none for a range behind the end of an object, which object stores refuse."""
     if not isinstance(answer, Exception):
         return bytes(answer)
-    if "InvalidRange" in str(answer) or "not satisfiable" in str(answer):
+    if code_of(answer) in ("InvalidRange", "416"):
         return b""
     raise answer
 

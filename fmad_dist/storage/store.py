@@ -148,9 +148,9 @@ class Store:
         self._tried(name, put)
 
     def write_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """Put `data` at `name` only if it still holds `seen` (None: does not exist); returns whether it was put.
+        """Put `data` at `name` only if it still holds `seen` (None: does not exist); returns whether it holds `data`.
 
-        Of several processes that saw the same, exactly one gets True: locally by a lock, on S3 by a conditional put.
+        Of several processes with different data that saw the same, one gets True: by a lock, or a conditional put.
         """
         return self._tried(name, lambda: Conditional(self.fs, self.is_local).put(self.path(name), data, seen))
 

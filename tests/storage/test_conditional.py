@@ -21,6 +21,7 @@ def test_a_write_needs_what_it_saw(url: str, tmp_path: Path) -> None:
     assert store.read("x") == b"1"
     assert store.write_if("x", b"2", seen=b"1")
     assert store.read("x") == b"2"
+    assert store.write_if("x", b"2", seen=b"long ago")  # what was wanted is there
     assert store.list() == ["x"]
 
 
