@@ -7,6 +7,19 @@ import typer
 
 app = typer.Typer(help="Convert image trees to tar shards with a manifest, and check or look at the result.")
 
+
+@app.callback()
+def storage(
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint; by default AWS_ENDPOINT_URL or the profile's.")
+    ] = None,
+) -> None:
+    """Convert image trees to tar shards with a manifest, and check or look at the result."""
+    from fmad_dist.storage import use_endpoint
+
+    use_endpoint(endpoint_url)
+
+
 UrlArgument = Annotated[str, typer.Argument(help="Folder of a converted dataset: a path, s3://..., memory://...")]
 
 
@@ -17,8 +30,14 @@ def convert(
     out: Annotated[str, typer.Option(help="Where to write: a path or any fsspec URL such as s3://bucket/name.")],
     layout: Annotated[str, typer.Option(help="mvtec, visa, loco, mvtec3d, mpdd, realiad or folder.")] = "mvtec",
     size: Annotated[int, typer.Option(help="Side length of the stored images and masks, in pixels.")] = 256,
-    shard_mb: Annotated[int, typer.Option(help="Target size of one shard, in MiB.")] = 256,
+    rendition: Annotated[
+        str, typer.Option(help="resized, original (the published bytes, resized while reading) or both.")
+    ] = "resized",
+    shard_mb: Annotated[float, typer.Option(help="Target size of one shard, in MiB.")] = 256,
     workers: Annotated[int, typer.Option(help="Processes that decode and resize; 0 means one per core.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: only this part, as one job of an array; `fmad data seal` joins them.")
+    ] = None,
     licence: Annotated[
         str | None, typer.Option(help="Licence of the images; by default read from SOURCE.txt or license.txt.")
     ] = None,
@@ -29,33 +48,75 @@ def convert(
         bool, typer.Option("--overwrite", help="Convert even if up to date or if another dataset lives at --out.")
     ] = False,
 ) -> None:
-    """Convert a folder of images and masks to shards. Running it again writes nothing."""
+    """Convert a folder of images and masks to shards. Running it again goes on where it stopped, or writes nothing."""
+    from data_tools.parts import WHOLE, Part
     from data_tools.sharder import Conversion
     from data_tools.sharder import convert as run
 
-    options = Conversion(layout, dataset, source, out, size, shard_mb, workers, licence, source_note, overwrite)
+    options = Conversion(
+        layout,
+        dataset,
+        source,
+        out,
+        size,
+        shard_mb,
+        workers,
+        licence,
+        source_note,
+        overwrite,
+        rendition,  # type: ignore[arg-type]  # checked there
+        Part.parse(part) if part else WHOLE,
+    )
     report = run(options, show_progress=True)
-    manifest = report.manifest
     if report.deviations:
         from rich.console import Console
 
         from data_tools.overview import deviations_table
 
         Console().print(deviations_table(report.deviations))
-    what = f"{manifest.index.num_samples} images of {len(manifest.classes)} classes"
-    if not report.written:
-        typer.echo(f"up to date: {out} holds {what}, digest {manifest.digest[:16]}; nothing written")
-        return
-    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    from data_tools.overview import conversion_lines
+
+    for line in conversion_lines(options, report):
+        typer.echo(line)
+
+
+@app.command()
+def seal(
+    url: Annotated[str, typer.Argument(help="The --out of all parts.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another dataset that lives at the URL.")
+    ] = False,
+) -> None:
+    """Make one dataset of the parts that `fmad data convert --part i/n` left at a URL."""
+    from data_tools.sealing import seal_parts
+
+    manifest, num_pooled = seal_parts(url, overwrite)
     typer.echo(
-        f"converted {what} to {len(manifest.shards)} shards ({num_bytes / 2**20:.1f} MiB) at {out}, "
-        f"digest {manifest.digest[:16]}"
+        f"sealed {manifest.index.num_samples} images of {len(manifest.classes)} classes in {len(manifest.shards)} "
+        f"shards at {url}, digest {manifest.digest[:16]}"
     )
-    typer.echo(f"licence: {manifest.licence}")
-    if report.num_pooled_masks:
-        typer.echo(f"{report.num_pooled_masks} masks were max-pooled, because nearest resizing would have lost them")
-    if report.num_leftovers:
-        typer.echo(f"removed {report.num_leftovers} temporary files of an interrupted conversion")
+    if num_pooled:
+        typer.echo(f"{num_pooled} masks were max-pooled, because nearest resizing would have lost them")
+
+
+@app.command()
+def gc(
+    url: UrlArgument,
+    older_than: Annotated[str, typer.Option(help="Keep what is younger: 90s, 30m, 24h or 7d.")] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove what replaced datasets and unfinished conversions left at a URL; never what the manifest names."""
+    from data_tools.garbage import collect
+    from data_tools.overview import parse_age
+
+    found = collect(url, parse_age(older_than), dry_run)
+    for entry in found.removed:
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {entry.name} ({entry.num_bytes:,} bytes)")
+    typer.echo(
+        f"{len(found.removed)} files of {found.num_bytes:,} bytes {'to remove' if dry_run else 'removed'}, "
+        f"{found.kept} younger ones kept, {found.num_uploads} unfinished uploads given up, "
+        f"{found.foreign} files that are not ours left alone"
+    )
 
 
 @app.command()

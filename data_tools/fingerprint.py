@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from data_tools.pointclouds import XYZ_RESAMPLE, xyz_size
 from data_tools.readers.source import SourceImage, SourceTree
-from data_tools.rendition import IMAGE_RESAMPLE, check_mask_size, header_size, read_bytes
+from data_tools.rendition import IMAGE_RESAMPLE, StoredForm, check_mask_size, header_size, read_bytes
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.stream.manifest import FORMAT
 
@@ -25,7 +25,7 @@ class FileDigests:
     xyz: str = ""
 
 
-def digest_files(images: tuple[SourceImage, ...], advance: Callable[[], None]) -> list[FileDigests]:
+def digest_files(images: Sequence[SourceImage], advance: Callable[[], None]) -> list[FileDigests]:
     """Read every source file once; `advance` is called after each image.
 
     Raises:
@@ -40,27 +40,27 @@ def digest_files(images: tuple[SourceImage, ...], advance: Callable[[], None]) -
         return digests
 
 
-def source_digest(tree: SourceTree, digests: list[FileDigests], *, size: int, shard_bytes: int) -> str:
-    """SHA-256 over everything that decides the bytes of a conversion."""
-    head: list[object] = [FORMAT, _ENCODING, tree.dataset, tree.layout, tree.licence, tree.note, size, shard_bytes]
-    head += [tree.citation, tree.mask_semantics, IMAGE_RESAMPLE, MASK_RESAMPLE, XYZ_RESAMPLE]
+def digest_head(tree: SourceTree, form: StoredForm, shard_bytes: int) -> str:
+    """Everything but the images that decides the bytes of a conversion, as one line."""
+    head: list[object] = [FORMAT, _ENCODING, tree.dataset, tree.layout, tree.licence, tree.note, tree.citation]
+    head += [form.size, form.original, shard_bytes, tree.mask_semantics, IMAGE_RESAMPLE, MASK_RESAMPLE, XYZ_RESAMPLE]
     saturation = {name: [rule.model_dump() for rule in rules] for name, rules in sorted(tree.saturation.items())}
-    total = hashlib.sha256(_line([*head, saturation]))
-    for image, found in zip(tree.images, digests, strict=True):
-        row: list[object] = [
-            image.sample_id,
-            image.split,
-            image.label,
-            image.defect_type,
-            image.source,
-            image.group,
-            image.view,
-            found.image,
-            found.xyz,
-            *found.masks,
-        ]
-        total.update(_line(row))
-    return total.hexdigest()
+    return json.dumps([*head, saturation], ensure_ascii=True)
+
+
+def image_line(image: SourceImage, found: FileDigests) -> str:
+    """SHA-256 over everything about one image that decides its stored bytes and its row."""
+    return _sha256([*_identity(image), found.image, found.xyz, *found.masks])
+
+
+def source_digest(head: str, lines: Iterable[str]) -> str:
+    """SHA-256 over the head and the lines of all images, sorted by sample id."""
+    return _sha256([head, *lines])
+
+
+def tree_digest(head: str, images: Iterable[SourceImage]) -> str:
+    """SHA-256 over the head and the listing without the files' content: what all parts of a conversion must share."""
+    return _sha256([head, *(_identity(image) for image in images)])
 
 
 def _digest_one(record: SourceImage) -> FileDigests:
@@ -79,5 +79,13 @@ def _digest_one(record: SourceImage) -> FileDigests:
     return FileDigests(hashlib.sha256(data).hexdigest(), tuple(masks), xyz)
 
 
-def _line(values: list[object]) -> bytes:
-    return (json.dumps(values, ensure_ascii=True) + "\n").encode()
+def _identity(image: SourceImage) -> list[object]:
+    place = [image.sample_id, image.split, image.label, image.defect_type, image.source, image.group, image.view]
+    return [*place, len(image.masks), image.xyz is not None]
+
+
+def _sha256(values: Iterable[object]) -> str:
+    total = hashlib.sha256()
+    for value in values:
+        total.update((json.dumps(value, ensure_ascii=True) + "\n").encode())
+    return total.hexdigest()

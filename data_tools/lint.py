@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from data_tools.counts import count_classes
+from data_tools.garbage import LIVE_FOR, find_garbage
 from data_tools.lint_samples import Member, ShardMembers, check_sample
 from data_tools.members import read_members
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import MANIFEST_NAME, Dataset, Manifest, Sample, ShardInfo, load_dataset
+from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Dataset, Manifest, Sample, ShardInfo, load_dataset
 
 ERROR = "error"
 WARNING = "warning"
@@ -107,10 +108,10 @@ def _check_shards(store: Store, manifest: Manifest, samples: list[Sample]) -> It
         except UserError as error:
             yield Finding(ERROR, shard.name, str(error))
             continue
-        yield from _check_shard(shard, data, own)
+        yield from _check_shard(shard, data, own, foreign=manifest.layout == FOREIGN)
 
 
-def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample]) -> Iterator[Finding]:
+def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample], foreign: bool) -> Iterator[Finding]:
     if len(data) != shard.num_bytes:
         yield Finding(ERROR, shard.name, f"{len(data)} bytes, the manifest states {shard.num_bytes}; {_AGAIN}")
     elif hashlib.sha256(data).hexdigest() != shard.sha256:
@@ -121,22 +122,25 @@ def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample]) -> Iterat
         yield Finding(ERROR, shard.name, f"not a complete tar ({first_line(error)}); {_AGAIN}")
         return
     for sample in samples:
-        for problem in check_sample(sample, members):
+        for problem in check_sample(sample, members, foreign):
             yield Finding(ERROR, f"{shard.name} {sample.sample_id}", problem)
-    for name in members.unclaimed():
+    for name in members.unclaimed() if not foreign else []:
         yield Finding(ERROR, shard.name, f"member {name} is in no index row; {_AGAIN}")
 
 
 def _find_duplicates(samples: list[Sample]) -> Iterator[Finding]:
     """Identical stored images on both sides of the train/test split, which makes test scores too good."""
-    trained = {sample.image.sha256: sample.sample_id for sample in samples if sample.split == "train"}
-    for sample in samples:
-        if sample.split != "train" and sample.image.sha256 in trained:
-            yield Finding(WARNING, sample.sample_id, f"exactly the training image {trained[sample.image.sha256]}")
+    digests = [stored.sha256 if (stored := sample.image or sample.original) else "" for sample in samples]
+    pairs = list(zip(digests, samples, strict=True))
+    trained = {digest: sample.sample_id for digest, sample in pairs if sample.split == "train"}
+    for digest, sample in pairs:
+        if sample.split != "train" and digest in trained:
+            yield Finding(WARNING, sample.sample_id, f"exactly the training image {trained[digest]}")
 
 
 def _find_orphans(store: Store, manifest: Manifest) -> Iterator[Finding]:
-    known = {MANIFEST_NAME, manifest.index.name, *(shard.name for shard in manifest.shards)}
-    for name in store.list():
-        if name not in known:
-            yield Finding(WARNING, name, "not named by the manifest; remove it if no older manifest is in use")
+    if manifest.layout == FOREIGN:
+        return  # what else lies beside somebody's tars is theirs
+    for entry in find_garbage(store, manifest, LIVE_FOR):
+        what = "remove it with `fmad data gc`" if entry.ours else "it is none of our files"
+        yield Finding(WARNING, entry.name, f"not named by the manifest; {what}")

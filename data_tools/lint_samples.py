@@ -39,52 +39,83 @@ class ShardMembers:
         return sorted(self.by_name.keys() - self.claimed)
 
 
-def check_sample(sample: Sample, members: ShardMembers) -> Iterator[str]:
+def check_sample(sample: Sample, members: ShardMembers, foreign: bool = False) -> Iterator[str]:
     """Problems of one sample, whose members are claimed.
 
-    Members are found by where the index says they start, then compared by size and digest.
+    Members are found by where the index says they start, then compared by size and digest. Samples of foreign tars have
+    names of their own and need no facts beside them.
     """
-    image = members.by_offset.get(sample.image.offset)
-    if image is None or not image.name.endswith(".png"):
-        yield f"no image starts at byte {sample.image.offset}"
+    first = sample.image or sample.original
+    found = members.by_offset.get(first.offset) if first else None
+    if found is None:
+        yield f"no image starts at byte {first.offset}" if first else "the index names no image"
         return
-    stem = image.name.removesuffix(".png")
-    members.claimed.update({image.name, f"{stem}.json"})
-    if image.span != sample.image:
-        yield f"{image.name}: its bytes differ from the index"
-    yield from _check_image(sample, image)
-    yield from _check_facts(sample, members.by_name.get(f"{stem}.json"))
-    if bool(sample.masks) != bool(sample.label):
-        yield f"label {sample.label} with {len(sample.masks)} masks"
-    if len(sample.mask_ids) != len(sample.masks):
-        yield f"{len(sample.masks)} masks with ids for {len(sample.mask_ids)}"
-    yield from _check_xyz(sample, stem, members)
-    for span in sample.masks:
+    stem = found.name.rpartition("/")[2].partition(".")[0]
+    key = f"{found.name.rpartition('/')[0]}/{stem}".lstrip("/")
+    members.claimed.add(f"{key}.json")
+    if not foreign:
+        yield from _check_facts(sample, members.by_name.get(f"{key}.json"))
+    if sample.image is not None:
+        form = _Form(f"{key}.", sample.width, sample.height, resized=True)
+        yield from _check_form(sample.image, sample.masks, form, members)
+    if sample.original is not None:
+        prefix = f"{key}." if foreign else f"{key}.original."
+        form = _Form(prefix, sample.source_width, sample.source_height, resized=False)
+        yield from _check_form(sample.original, sample.original_masks, form, members)
+    num_masks = len(sample.masks if sample.image else sample.original_masks)
+    if bool(num_masks) != bool(sample.label):
+        yield f"label {sample.label} with {num_masks} masks"
+    if len(sample.mask_ids) != num_masks:
+        yield f"{num_masks} masks with ids for {len(sample.mask_ids)}"
+    yield from _check_xyz(sample, key, members)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One rendition of a sample: what the names of its members start with, and its size in pixels."""
+
+    stem: str
+    width: int
+    height: int
+    resized: bool
+
+
+def _check_form(image: Span, masks: tuple[Span, ...], form: _Form, members: ShardMembers) -> Iterator[str]:
+    found = members.by_offset.get(image.offset)
+    if found is None or not found.name.startswith(form.stem):
+        yield f"no image {form.stem}* starts at byte {image.offset}"
+        return
+    members.claimed.add(found.name)
+    if found.span != image:
+        yield f"{found.name}: its bytes differ from the index"
+    yield from _check_image(found, form)
+    for span in masks:
         mask = members.by_offset.get(span.offset)
-        if mask is None or not mask.name.startswith(f"{stem}.mask."):
+        if mask is None or not mask.name.startswith(form.stem):
             yield f"no mask of this image starts at byte {span.offset}"
             continue
         members.claimed.add(mask.name)
         if mask.span != span:
             yield f"{mask.name}: its bytes differ from the index"
-        yield from _check_mask(sample, mask)
+        yield from _check_mask(mask, form)
 
 
-def _check_image(sample: Sample, member: Member) -> Iterator[str]:
+def _check_image(member: Member, form: _Form) -> Iterator[str]:
     pixels = _decoded(member)
     if isinstance(pixels, str):
         yield pixels
-    elif pixels.shape != (sample.height, sample.width, 3):
-        yield f"{member.name}: pixels {pixels.shape}, the index states {sample.width}x{sample.height} RGB"
+    elif pixels.shape[:2] != (form.height, form.width) or (form.resized and pixels.shape[2:] != (3,)):
+        kind = " RGB" if form.resized else ""
+        yield f"{member.name}: pixels {pixels.shape}, the index states {form.width}x{form.height}{kind}"
 
 
-def _check_mask(sample: Sample, member: Member) -> Iterator[str]:
+def _check_mask(member: Member, form: _Form) -> Iterator[str]:
     pixels = _decoded(member)
     if isinstance(pixels, str):
         yield pixels
-    elif pixels.shape != (sample.height, sample.width):
-        yield f"{member.name}: pixels {pixels.shape}, the index states {sample.width}x{sample.height} grey"
-    elif not set(np.unique(pixels)) <= {0, 255}:
+    elif pixels.shape[:2] != (form.height, form.width) or (form.resized and pixels.ndim != 2):
+        yield f"{member.name}: pixels {pixels.shape}, the index states {form.width}x{form.height} grey"
+    elif form.resized and not set(np.unique(pixels)) <= {0, 255}:
         yield f"{member.name}: holds other values than 0 and 255"
     elif not pixels.any():
         yield f"{member.name}: is empty"

@@ -1,11 +1,15 @@
 """Tables for the terminal: what a dataset holds, and what is wrong with it."""
 
+from datetime import timedelta
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from data_tools.lint import ERROR, LintReport
 from data_tools.readers.official import Deviation
+from data_tools.sharder import Conversion, ConversionReport
+from fmad_dist.errors import UserError
 from fmad_dist.stream.manifest import ClassCounts, Manifest
 
 
@@ -38,7 +42,7 @@ def _facts(manifest: Manifest) -> Table:
     facts.add_column(overflow="fold")
     for name, value in (
         ("layout", manifest.layout),
-        ("stored as", f"{manifest.rendition.size}x{manifest.rendition.size} RGB PNG"),
+        ("stored as", _stored_as(manifest)),
         ("images", manifest.rendition.image_resample),
         ("masks", f"{manifest.mask_semantics}; {manifest.rendition.mask_resample}"),
         ("shards", f"{len(manifest.shards)}, {num_bytes:,} bytes with the index"),
@@ -49,6 +53,51 @@ def _facts(manifest: Manifest) -> Table:
     ):
         facts.add_row(name, escape(value))
     return facts
+
+
+def _stored_as(manifest: Manifest) -> str:
+    size, original = manifest.rendition.size, manifest.rendition.original
+    kinds = [f"{size}x{size} RGB PNG"] * (size is not None) + ["original files"] * original
+    return " and ".join(kinds)
+
+
+def conversion_lines(options: Conversion, report: ConversionReport) -> list[str]:
+    """What a conversion did, for its user."""
+    manifest = report.manifest
+    whole = options.part.is_whole
+    num_images = manifest.index.num_samples if whole else sum(shard.num_samples for shard in manifest.shards)
+    part = "" if whole else f" (part {options.part.number} of {options.part.total})"
+    what = f"{num_images} images of {len(manifest.classes)} classes{part}"
+    if not report.written:
+        digest = f", digest {manifest.digest[:16]}" if whole else ""
+        return [f"up to date: {options.out} holds {what}{digest}; nothing written"]
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    lines = [f"converted {what} to {len(manifest.shards)} shards ({num_bytes / 2**20:.1f} MiB) at {options.out}"]
+    if whole:
+        lines[0] += f", digest {manifest.digest[:16]}"
+    else:
+        lines.append(f"when all {options.part.total} parts are done: fmad data seal {options.out}")
+    lines.append(f"licence: {manifest.licence}")
+    if report.num_resumed:
+        lines.append(f"went on after {report.num_resumed} shards of an interrupted conversion")
+    if report.num_pooled_masks:
+        lines.append(f"{report.num_pooled_masks} masks were max-pooled, because nearest resizing would have lost them")
+    if report.num_leftovers:
+        lines.append(f"removed {report.num_leftovers} temporary files of an interrupted conversion")
+    return lines
+
+
+def parse_age(text: str) -> timedelta:
+    """From `90s`, `30m`, `24h` or `7d`.
+
+    Raises:
+        UserError: not of that form.
+    """
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isdecimal():
+        raise UserError(f"--older-than {text!r}: write a number and a unit, for example 90s, 30m, 24h or 7d.")
+    return timedelta(**{units[unit]: int(number)})
 
 
 def deviations_table(deviations: tuple[Deviation, ...], limit: int = 40) -> Table:

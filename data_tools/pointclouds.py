@@ -33,8 +33,8 @@ def xyz_size(data: bytes, path: Path) -> tuple[int, int]:
     return shape[1], shape[0]
 
 
-def resized_xyz(data: bytes, path: Path, size: int) -> bytes:
-    """An npy file of float32 (size, size, 3).
+def resized_xyz(data: bytes, path: Path, size: int | None) -> bytes:
+    """An npy file of float32 (size, size, 3), or of its own height and width if `size` is None.
 
     Raises:
         UserError: the file cannot be decoded.
@@ -43,8 +43,9 @@ def resized_xyz(data: bytes, path: Path, size: int) -> bytes:
 
     with decoding(path):
         points = tifffile.imread(io.BytesIO(data))  # (H, W, 3)
-    height, width = points.shape[:2]
-    chosen = points[np.ix_(cell_centres(height, size), cell_centres(width, size))]
+    if size is not None:
+        height, width = points.shape[:2]
+        points = points[np.ix_(cell_centres(height, size), cell_centres(width, size))]
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(chosen, dtype="<f4"), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(points, dtype="<f4"), allow_pickle=False)
     return buffer.getvalue()

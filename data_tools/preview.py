@@ -1,14 +1,13 @@
 """A contact sheet of a converted dataset: per class some normal and some anomalous images with their masks outlined."""
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from fmad_dist.errors import UserError
-from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import Dataset, Sample, Span, load_dataset
+from fmad_dist.stream.manifest import Dataset, load_dataset
+from fmad_dist.stream.reader import SampleReader
 
 TILE = 192  # pixels per side of one image on the sheet
 _CAPTION = 16
@@ -38,13 +37,13 @@ def contact_sheet(url: str, class_name: str | None = None, num: int = 6) -> Imag
     names = list(dataset.manifest.classes)
     if class_name is not None and class_name not in names:
         raise UserError(f"--class {class_name}: not in {url}; it has {', '.join(names)}.")
-    store = Store(url)
+    reader = SampleReader(dataset, dataset.manifest.rendition.size or TILE)
     rows = []
     for name in names if class_name is None else [class_name]:
         normal, anomalous = _chosen(dataset, name, num)
-        rows.append([_tile(store, sample) for sample in normal])
+        rows.append([_tile(reader, row) for row in normal])
         if anomalous:
-            rows.append([_tile(store, sample) for sample in anomalous])
+            rows.append([_tile(reader, row) for row in anomalous])
     return _sheet(rows)
 
 
@@ -55,40 +54,30 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return binary_dilation(mask, np.ones((3, 3), bool), iterations=2) & ~binary_dilation(mask)
 
 
-def _chosen(dataset: Dataset, class_name: str, num: int) -> tuple[list[Sample], list[Sample]]:
-    column = dataset.table.column("class_name").to_pylist()
-    samples = [dataset.sample(row) for row, name in enumerate(column) if name == class_name]
-    normal = [sample for sample in samples if not sample.label]
-    anomalous = [sample for sample in samples if sample.label]
-    return _spread(normal, num), _spread(anomalous, num)
+def _chosen(dataset: Dataset, class_name: str, num: int) -> tuple[list[int], list[int]]:
+    """Rows of normal and of anomalous images."""
+    own = np.flatnonzero(dataset.class_names == f"{dataset.name}/{class_name}")
+    labels = dataset.labels[own]
+    return _spread(own[labels == 0].tolist(), num), _spread(own[labels == 1].tolist(), num)
 
 
-def _spread(samples: list[Sample], num: int) -> list[Sample]:
-    """`num` samples at equal distances; the samples are sorted by defect, so every defect gets its share."""
-    if len(samples) <= num:
-        return samples
-    return [samples[position * len(samples) // num] for position in range(num)]
+def _spread(rows: list[int], num: int) -> list[int]:
+    """`num` rows at equal distances; they are sorted by defect, so every defect gets its share."""
+    if len(rows) <= num:
+        return rows
+    return [rows[position * len(rows) // num] for position in range(num)]
 
 
-def _tile(store: Store, sample: Sample) -> Tile:
-    image = _read(store, sample, sample.image).convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
-    if sample.masks:
-        masks = [_read(store, sample, span).resize((TILE, TILE), Image.Resampling.NEAREST) for span in sample.masks]
+def _tile(reader: SampleReader, row: int) -> Tile:
+    sample = reader.dataset.sample(row)
+    image = Image.fromarray(reader.image(row)).resize((TILE, TILE), Image.Resampling.LANCZOS)
+    masks = [Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST) for mask in reader.masks(row)]
+    if masks:
         marked = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)  # (TILE, TILE)
         pixels = np.array(image)
         pixels[outline(marked)] = _OUTLINE
         image = Image.fromarray(pixels)
     return Tile(image, f"{sample.class_name}: {sample.defect_type} ({sample.split})")
-
-
-def _read(store: Store, sample: Sample, span: Span) -> Image.Image:
-    data = store.read_range(sample.shard, span.offset, span.offset + span.size)
-    try:
-        return Image.open(io.BytesIO(data))
-    except OSError:
-        raise UserError(
-            f"{store.url_of(sample.shard)}: sample {sample.sample_id} cannot be decoded; run `fmad data lint`."
-        ) from None
 
 
 def _sheet(rows: list[list[Tile]]) -> Image.Image:

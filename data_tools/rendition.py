@@ -1,14 +1,15 @@
-"""From source files to the stored rendition: RGB 8-bit PNG of one size, and 0/255 PNG masks of the same size.
+"""From source files to what is stored: RGB 8-bit PNGs and 0/255 PNG masks of one size, the published bytes, or both.
 
 Pixels are taken as stored (EXIF rotation is ignored, because masks are drawn on the stored grid). Images are squeezed
 with an antialiased Lanczos filter. A mask is `raw != 0` on the undecoded values (palette indices, not colours),
-resized to the nearest pixel; if that would lose the whole defect, every cell that the defect touches is set instead.
+resized to the nearest pixel; if that would lose the whole defect, the cell of each of its pixels is set instead.
 """
 
 import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -22,50 +23,71 @@ from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
 IMAGE_RESAMPLE = "lanczos, antialiased, 8 bit"
 
 
+RenditionName = Literal["resized", "original", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """What is stored of every image: a rendition of `size` pixels per side (None: none), published bytes, or both."""
+
+    size: int | None
+    original: bool
+
+    @classmethod
+    def of(cls, name: RenditionName, size: int) -> "StoredForm":
+        return cls(None if name == "original" else size, name != "resized")
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """The stored bytes of one image, and what is known about the files they came from."""
 
-    image: bytes
+    image: bytes | None  # the resized rendition
     masks: tuple[bytes, ...]
-    size: int  # pixels per side
+    size: int | None  # pixels per side of the resized rendition
     num_pooled: int  # masks that nearest resizing would have emptied
     source_sha256: str
     source_width: int
     source_height: int
     mask_ids: tuple[tuple[int, ...], ...] = ()  # per mask the defect ids in the source
+    original: bytes | None = None
+    original_masks: tuple[bytes, ...] = ()
     xyz: bytes | None = None
 
 
-def render(record: SourceImage, size: int) -> Rendered:
-    """Decode, resize and encode one image with its masks and its point cloud.
+def render(record: SourceImage, form: StoredForm) -> Rendered:
+    """Decode one image with its masks and its point cloud, and resize and encode what is to be stored.
 
     Raises:
         UserError: a file cannot be decoded, a mask has another size than its image, is empty or holds unknown ids.
     """
     data = read_bytes(record.image)
     image = open_image(data, record.image)
+    published = [read_bytes(path) for path in record.masks]
     masks, ids, pooled = [], [], 0
-    for path in record.masks:
-        raw = raw_mask(read_bytes(path), path)
+    for path, content in zip(record.masks, published, strict=True):
+        raw = raw_mask(content, path)
         mask = marked_pixels(raw)  # (H, W) bool
         check_mask_size(path, (mask.shape[1], mask.shape[0]), image.size)
         if not mask.any():
             raise UserError(f"{path}: the mask is empty but {record.source} is anomalous; redraw it or remove both.")
         ids.append(defect_ids(raw, record.mask_meaning, path))
-        small, was_pooled = resize_mask(mask, size)
-        masks.append(png_bytes(Image.fromarray(small.astype(np.uint8) * 255)))
-        pooled += was_pooled
+        if form.size is not None:
+            small, was_pooled = resize_mask(mask, form.size)
+            masks.append(png_bytes(Image.fromarray(small.astype(np.uint8) * 255)))
+            pooled += was_pooled
     return Rendered(
-        image=_image_bytes(data, image, record.image, size),
+        image=None if form.size is None else _image_bytes(data, image, record.image, form.size),
         masks=tuple(masks),
-        size=size,
+        size=form.size,
         num_pooled=pooled,
         source_sha256=hashlib.sha256(data).hexdigest(),
         source_width=image.width,
         source_height=image.height,
         mask_ids=tuple(ids),
-        xyz=resized_xyz(read_bytes(record.xyz), record.xyz, size) if record.xyz else None,
+        original=data if form.original else None,
+        original_masks=tuple(published) if form.original else (),
+        xyz=resized_xyz(read_bytes(record.xyz), record.xyz, form.size) if record.xyz else None,
     )
 
 

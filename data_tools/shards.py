@@ -1,16 +1,20 @@
 """Tar shards: written by webdataset, rolled at a size, named by their content, and read back for byte ranges."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data_tools.members import XYZ_EXTENSION, index_row, mask_extensions, member_spans, sample_members
+import pyarrow as pa
+
+from data_tools.members import index_row, member_spans, place_members, sample_members
 from data_tools.readers.source import SourceImage
+from data_tools.records import ROW_SCHEMA, ShardRecord
 from data_tools.rendition import Rendered
 from data_tools.staging import sha256_of_file, stage_file
+from data_tools.uploader import Uploader
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import ShardInfo
 
 SHARD_FOLDER = "shards"
@@ -20,30 +24,26 @@ _MEMBER_OVERHEAD = 1024  # tar header and padding, for deciding when a shard is 
 class ShardWriter:
     """Writes the samples of one split, in order, into shards of about `target_bytes`.
 
-    Each shard is staged in a local file that the next conversion can recognise and remove, then uploaded under its
-    content-named final name, and appended to the dataset's `shards` and its samples to the index `rows`.
+    Each shard is staged in a local file that the next conversion can recognise and remove, and handed to the uploader
+    under its content-named final name.
     """
 
     def __init__(
-        self,
-        store: Store,
-        dataset: str,
-        split: str,
-        target_bytes: int,
-        shards: list[ShardInfo],
-        rows: list[dict[str, object]],
+        self, uploader: Uploader, dataset: str, prefix: str, split: str, number: int, target_bytes: int
     ) -> None:
-        self.store = store
+        self.uploader = uploader
         self.dataset = dataset
+        self.prefix = prefix  # of shard names: the split, and the part if there are several
         self.split = split
+        self.number = number  # of the next shard of this split
         self.target_bytes = target_bytes
-        self.shards = shards
-        self.rows = rows
         self._staged: Path | None = None
+        self._lock = -1  # descriptor that marks the staged file as ours while it is open
         self._stream: Any = None
         self._tar: Any = None
         self._num_bytes = 0
-        self._pending: list[tuple[dict[str, object], int]] = []
+        self._num_pooled = 0
+        self._rows: list[dict[str, object]] = []
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -55,7 +55,7 @@ class ShardWriter:
         finally:
             self._discard()
 
-    def write(self, record: SourceImage, rendered: Rendered) -> None:
+    def write(self, record: SourceImage, rendered: Rendered, source_line: str) -> None:
         """Append one sample, starting a new shard when this one would get too large."""
         members = sample_members(self.dataset, record, rendered)
         num_bytes = sum(len(data) + _MEMBER_OVERHEAD for data in members.values())
@@ -66,17 +66,18 @@ class ShardWriter:
         with self._explained():
             self._tar.write({"__key__": record.key, **members})
         self._num_bytes += num_bytes
-        self._pending.append((index_row(record, rendered), len(rendered.masks)))
+        self._num_pooled += rendered.num_pooled
+        self._rows.append(index_row(record, rendered, source_line))
 
     def _start_shard(self) -> None:
         from webdataset import TarWriter
 
-        self._staged = stage_file(self.store)
+        self._lock, self._staged = stage_file(self.uploader.store)
         self._stream = open(self._staged, "wb")  # noqa: SIM115 (closed by _discard)
         self._tar = TarWriter(
             self._stream, encoder=False, user="fmad", group="fmad", mode=0o644, mtime=0, format="PAX_FORMAT"
         )
-        self._num_bytes = 0
+        self._num_bytes, self._num_pooled = 0, 0
 
     def _finish_shard(self) -> None:
         if self._tar is None or self._staged is None:
@@ -85,34 +86,22 @@ class ShardWriter:
             self._tar.close()
             self._stream.close()
         sha256 = sha256_of_file(self._staged)
-        number = sum(shard.split == self.split for shard in self.shards)
         shard = ShardInfo(
-            name=f"{SHARD_FOLDER}/{self.split}-{number:06d}-{sha256[:16]}.tar",
+            name=f"{SHARD_FOLDER}/{self.prefix}-{self.number:06d}-{sha256[:16]}.tar",
             split=self.split,
             num_bytes=self._staged.stat().st_size,
-            num_samples=len(self._pending),
+            num_samples=len(self._rows),
             sha256=sha256,
         )
-        self._locate_members(len(self.shards))
-        self.store.upload(self._staged, shard.name)
-        self.shards.append(shard)
-        self._discard()
-
-    def _locate_members(self, position: int) -> None:
-        """Complete the pending rows with the byte ranges that the finished tar really has."""
-        assert self._staged is not None
         with open(self._staged, "rb") as stream:
             spans = member_spans(stream)
-        for row, num_masks in self._pending:
-            image = spans[f"{row['key']}.png"]
-            masks = [spans[f"{row['key']}.{extension}"] for extension in mask_extensions(num_masks)]
-            row.update(shard=position, image_offset=image.offset, image_size=image.size, image_sha256=image.sha256)
-            row.update(mask_offset=[mask.offset for mask in masks], mask_size=[mask.size for mask in masks])
-            row.update(mask_sha256=[mask.sha256 for mask in masks])
-            xyz = spans.get(f"{row['key']}.{XYZ_EXTENSION}")
-            if xyz is not None:
-                row.update(xyz_offset=xyz.offset, xyz_size=xyz.size, xyz_sha256=xyz.sha256)
-            self.rows.append(row)
+        for row in self._rows:
+            place_members(row, spans[str(row["key"])])
+        rows = pa.Table.from_pylist(self._rows, schema=ROW_SCHEMA)
+        lock, staged, self._lock, self._staged = self._lock, self._staged, -1, None
+        self.uploader.put(lock, staged, ShardRecord(shard, rows, self._num_pooled))
+        self.number += 1
+        self._discard()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -130,4 +119,6 @@ class ShardWriter:
             self._stream.close()
         if self._staged is not None:
             self._staged.unlink(missing_ok=True)
-        self._staged, self._stream, self._tar, self._pending = None, None, None, []
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._staged, self._stream, self._tar, self._rows, self._lock = None, None, None, [], -1

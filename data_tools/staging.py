@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
+from fmad_dist.storage.scratch import is_abandoned, open_scratch
+
+_SUFFIX = ".fmad.tar"
 
 
 def check_writable(store: Store) -> None:
@@ -25,29 +27,29 @@ def check_writable(store: Store) -> None:
         raise UserError(f"{folder}: no permission to write here; change its permissions or choose another --out.")
 
 
-def stage_file(store: Store) -> Path:
-    """An empty scratch file: inside the folder of a local store, else in the system's temporary folder."""
+def stage_file(store: Store) -> tuple[int, Path]:
+    """An empty locked scratch file: inside the folder of a local store, else in the system's temporary folder.
+
+    Its descriptor comes first; the file counts as in use while that is open.
+    """
     folder = Path(store.path()) if store.is_local else None
     try:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=".tar", dir=folder)
+        return open_scratch(folder, _SUFFIX)
     except OSError as error:
         raise UserError(f"{folder or tempfile.gettempdir()}: cannot be written ({first_line(error)}).") from None
-    os.close(handle)
-    return Path(name)
 
 
 def remove_leftovers(store: Store) -> int:
-    """Remove scratch files of killed conversions to a local store; returns how many there were."""
-    if not store.is_local or not store.exists():
+    """Remove scratch files of killed conversions, never those of running ones; returns how many there were."""
+    if store.is_local and not store.exists():
         return 0
-    leftovers = sorted(Path(store.path()).rglob(f"{TEMPORARY_PREFIX}*"))
+    folder = Path(store.path()) if store.is_local else Path(tempfile.gettempdir())
+    found = folder.rglob(f"{TEMPORARY_PREFIX}*") if store.is_local else folder.glob(f"{TEMPORARY_PREFIX}*{_SUFFIX}")
+    leftovers = [path for path in found if path.is_file() and is_abandoned(path)]
     for path in leftovers:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return len(leftovers)
 
 

@@ -9,13 +9,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from data_tools.readers.source import SourceImage
-from data_tools.rendition import Rendered, render
+from data_tools.rendition import Rendered, StoredForm, render
 from fmad_dist.errors import UserError
 
 _IN_FLIGHT_PER_WORKER = 4
 
 
-def render_in_order(images: Iterable[SourceImage], size: int, num_workers: int) -> Iterator[Rendered]:
+def render_in_order(images: Iterable[SourceImage], form: StoredForm, num_workers: int) -> Iterator[Rendered]:
     """Rendered images in the order given; one worker means this process.
 
     Raises:
@@ -23,7 +23,7 @@ def render_in_order(images: Iterable[SourceImage], size: int, num_workers: int) 
     """
     if num_workers <= 1:
         for image in images:
-            yield render(image, size)
+            yield render(image, form)
         return
     # Not fork: the parent may hold threads of a storage client, whose locks a forked child would inherit.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
@@ -33,7 +33,7 @@ def render_in_order(images: Iterable[SourceImage], size: int, num_workers: int) 
             for image in images:
                 if len(waiting) == num_workers * _IN_FLIGHT_PER_WORKER:
                     yield waiting.popleft().result()
-                waiting.append(pool.submit(render, image, size))
+                waiting.append(pool.submit(render, image, form))
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -198,6 +198,45 @@ class Store:
 
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self.fs.rm(self.path(name), recursive=True))
+
+    def discard(self, name: str) -> None:
+        """Remove `name` if it is there; several processes may want the same."""
+        try:
+            self.remove(name)
+        except UserError:
+            if self.exists(name):
+                raise
+
+    def remove_empty_folders(self, folder: str) -> None:
+        """Local stores only, others have no folders: `folder` and what is below it, as far as nothing is in it."""
+        root = Path(self.path(folder))
+        for path in [*sorted(root.rglob("*"), reverse=True), root]:
+            with suppress(OSError):
+                path.rmdir()
+
+    def abort_uploads(self, started_before: datetime) -> int:
+        """Give up multipart uploads below this store that a killed process left on S3; returns how many there were."""
+        scheme, _, path = self.url.partition("://")
+        if scheme not in ("s3", "s3a"):
+            return 0
+        bucket, _, prefix = path.partition("/")
+
+        def abort() -> int:
+            num_aborted = 0
+            marker: dict[str, str] = {}
+            while True:
+                where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", **marker}
+                answer = self.fs.call_s3("list_multipart_uploads", **where)
+                for one in answer.get("Uploads", []):
+                    if one["Initiated"] <= started_before:
+                        upload = {"Bucket": bucket, "Key": one["Key"], "UploadId": one["UploadId"]}
+                        self.fs.call_s3("abort_multipart_upload", **upload)
+                        num_aborted += 1
+                if not answer.get("IsTruncated"):
+                    return num_aborted
+                marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+        return self._tried("", abort)
 
     def _tried(self, name: str, operation: Callable[[], T]) -> T:
         where = self.url_of(name) if name else self.url

@@ -29,6 +29,7 @@ from fmad_dist.storage import Store
 
 FORMAT = "fmad-manifest/3"
 MANIFEST_NAME = "manifest.json"
+FOREIGN = "webdataset"  # layout of tars that others wrote and that were indexed in place
 
 # binary: any value but zero is defect. class_id: the values are defect ids, several per mask are possible.
 # channel: one mask per defect, which may overlap; its only value is the id of the defect's type.
@@ -178,6 +179,8 @@ class Sample:
     xyz: Span | None = None  # float32 npy [H, W, 3], (0, 0, 0) where a point is missing
     group: str = ""
     view: str = ""
+    source_width: int = 0
+    source_height: int = 0
 
 
 class Dataset:
@@ -244,6 +247,8 @@ class Dataset:
             xyz=_span(values, "xyz"),
             group=values["group"],
             view=values["view"],
+            source_width=values["source_width"],
+            source_height=values["source_height"],
         )
 
 

