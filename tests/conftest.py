@@ -2,14 +2,18 @@
 
 import copy
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent / "services"))
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from storage_servers import bucket, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
 
 from data_tools.sharder import Conversion, convert
 from fmad_dist.stream.mixture import Mixture
