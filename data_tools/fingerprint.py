@@ -12,7 +12,7 @@ from data_tools.rendition import IMAGE_RESAMPLE, StoredForm, check_mask_size, he
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.stream.manifest import FORMAT
 
-_ENCODING = 1  # raise it when the same source would be stored as other bytes
+_ENCODING = 2  # raise it when the same source would be stored as other bytes
 _READ_THREADS = 8
 
 

@@ -64,11 +64,10 @@ def collect(url: str, older_than: timedelta = LIVE_FOR, dry_run: bool = False) -
     found = find_garbage(store, existing.manifest, older_than)
     ours = [entry for entry in found if entry.ours]
     old = [entry for entry in ours if is_older(entry.modified, now, older_than)]
-    old.sort(key=lambda entry: not entry.name.startswith((journal.FOLDER, parts.FOLDER)))
     num_uploads = 0
     if not dry_run:
-        for entry in old:
-            store.discard(entry.name)
+        for records in (True, False):
+            store.remove_all([entry.name for entry in old if _is_record(entry.name) == records])
         num_uploads = store.abort_uploads(now - older_than if older_than else datetime.max.replace(tzinfo=UTC))
         if store.is_local:
             for folder in (journal.FOLDER, parts.FOLDER):
@@ -90,6 +89,10 @@ def find_garbage(store: Store, manifest: Manifest | None, older_than: timedelta)
     ]
 
 
+def _is_record(name: str) -> bool:
+    return name.startswith((f"{journal.FOLDER}/", f"{parts.FOLDER}/"))
+
+
 def is_older(modified: datetime, now: datetime, limit: timedelta) -> bool:
     """Whether a file is at least `limit` old; at a limit of zero every file is, whatever the storage's clock says."""
     return not limit or now - modified >= limit
@@ -100,7 +103,7 @@ def _named_by_live_runs(store: Store, entries: Sequence[Entry], older_than: time
     now = datetime.now(UTC)
     runs: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        if _OURS.fullmatch(entry.name) and entry.name.startswith((journal.FOLDER, parts.FOLDER)):
+        if _OURS.fullmatch(entry.name) and _is_record(entry.name):
             run = entry.name.rpartition("/")[0] if entry.name.startswith(journal.FOLDER) else entry.name.split("-")[0]
             runs[run].append(entry)
     for records in runs.values():

@@ -46,8 +46,7 @@ class Journal:
         self.store.write(self._name(number), record.to_bytes())
 
     def remove(self) -> None:
-        for name in self.store.list(self.folder):
-            self.store.discard(name)
+        self.store.remove_all(self.store.list(self.folder))
         if self.store.is_local:
             self.store.remove_empty_folders(FOLDER)
 

@@ -145,8 +145,7 @@ def seal_parts(url: str, overwrite: bool = False) -> tuple[Manifest, int]:
     skeleton = records[0].skeleton.model_copy(update={"shards": shards})
     _check_counts(store, skeleton, rows)
     manifest = put_manifest(store, finish_manifest(store, skeleton, rows, digest), existing, overwrite)
-    for record in records:
-        store.discard(record_name(record))
+    store.remove_all([record_name(record) for record in records])
     return manifest, sum(record.num_pooled for record in records)
 
 

@@ -1,6 +1,11 @@
-"""Tar shards: written by webdataset, rolled at a size, named by their content, and read back for byte ranges."""
+"""Tar shards in WebDataset's form: rolled at a size, named by their content, and read back for byte ranges.
 
+Written with the standard library, because importing webdataset imports torch, which a conversion does not need.
+"""
+
+import io
 import os
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,7 +45,7 @@ class ShardWriter:
         self._staged: Path | None = None
         self._lock = -1  # descriptor that marks the staged file as ours while it is open
         self._stream: Any = None
-        self._tar: Any = None
+        self._tar: tarfile.TarFile | None = None
         self._num_bytes = 0
         self._num_pooled = 0
         self._rows: list[dict[str, object]] = []
@@ -63,20 +68,18 @@ class ShardWriter:
             self._finish_shard()
         if self._tar is None:
             self._start_shard()
+        assert self._tar is not None
         with self._explained():
-            self._tar.write({"__key__": record.key, **members})
+            for extension, data in members.items():
+                self._tar.addfile(_header(f"{record.key}.{extension}", len(data)), io.BytesIO(data))
         self._num_bytes += num_bytes
         self._num_pooled += rendered.num_pooled
         self._rows.append(index_row(record, rendered, source_line))
 
     def _start_shard(self) -> None:
-        from webdataset import TarWriter
-
         self._lock, self._staged = stage_file(self.uploader.store)
         self._stream = open(self._staged, "wb")  # noqa: SIM115 (closed by _discard)
-        self._tar = TarWriter(
-            self._stream, encoder=False, user="fmad", group="fmad", mode=0o644, mtime=0, format="PAX_FORMAT"
-        )
+        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self._num_bytes, self._num_pooled = 0, 0
 
     def _finish_shard(self) -> None:
@@ -122,3 +125,12 @@ class ShardWriter:
         if self._lock >= 0:
             os.close(self._lock)
         self._staged, self._stream, self._tar, self._rows, self._lock = None, None, None, [], -1
+
+
+def _header(name: str, num_bytes: int) -> tarfile.TarInfo:
+    """Nothing in it depends on who writes when."""
+    header = tarfile.TarInfo(name)
+    header.size = num_bytes
+    header.mode = 0o644
+    header.uname = header.gname = "fmad"
+    return header

@@ -15,9 +15,9 @@ import torch
 
 from fmad_dist.features.backbones import FeatureSpec, load_backbone
 from fmad_dist.features.cache import CachedSource, compute_shards, seal_cache
-from fmad_dist.stream.sources import ImageSource
 from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.stream.plan import StreamPlan
+from fmad_dist.stream.sources import ImageSource
 from fmad_dist.world import World
 
 BATCH = 16

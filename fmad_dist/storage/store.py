@@ -199,13 +199,16 @@ class Store:
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self.fs.rm(self.path(name), recursive=True))
 
-    def discard(self, name: str) -> None:
-        """Remove `name` if it is there; several processes may want the same."""
-        try:
-            self.remove(name)
-        except UserError:
-            if self.exists(name):
-                raise
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Remove files in few requests; some may be gone already, because several processes may want the same."""
+        if not names:
+            return
+        if self.is_local:
+            with self._explained(self.url):
+                for name in names:
+                    Path(self.path(name)).unlink(missing_ok=True)
+            return
+        self._tried(names[0], lambda: _remove_together(self.fs, [self.path(name) for name in names]))
 
     def remove_empty_folders(self, folder: str) -> None:
         """Local stores only, others have no folders: `folder` and what is below it, as far as nothing is in it."""
@@ -256,6 +259,15 @@ class Store:
             if explained is None:
                 raise
             raise explained from error
+
+
+def _remove_together(fs: Any, paths: list[str]) -> None:
+    if getattr(fs, "async_impl", False):
+        fs.rm(paths)  # not recursive, so nothing is looked up, and up to a thousand go in one request
+        return
+    for path in paths:
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
 
 
 def use_endpoint(url: str | None) -> None:

@@ -27,7 +27,7 @@ class Saboteur:
         self.count = 0
         self.victim = -1
         self.after = False
-        for name in ("write", "upload", "write_if", "remove"):
+        for name in ("write", "upload", "write_if", "remove_all"):
             monkeypatch.setattr(Store, name, self._watched(getattr(Store, name)))
 
     def _watched(self, operation: Any) -> Any:

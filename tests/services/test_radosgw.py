@@ -99,7 +99,7 @@ def test_unfinished_uploads_are_given_up(bucket: str) -> None:
 
 
 def test_objects_survive_the_gateway(radosgw: Radosgw, bucket: str) -> None:
-    """Killed between reads, it is waited for. The last test here: a killed gateway's locks slow new buckets for 30 s."""
+    """Killed between reads, it is waited for. Last here: its locks slow new buckets for 30 s."""
     store = Store(f"{bucket}/x", patience_s=60)
     data = os.urandom(3 << 20)
     store.write("a/b", data)
