@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from data_tools.cli_stream import plan
+
 app = typer.Typer(help="Convert image trees to tar shards with a manifest, and check or look at the result.")
 
 
@@ -19,6 +21,8 @@ def storage(
 
     use_endpoint(endpoint_url)
 
+
+app.command()(plan)
 
 UrlArgument = Annotated[str, typer.Argument(help="Folder of a converted dataset: a path, s3://..., memory://...")]
 

@@ -8,45 +8,48 @@ ever dropped or repeated. What a rank reads follows from the step number alone; 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from fmad_dist.errors import UserError
+
+_RULE = "rounds/1"  # names the rule below in the plan's digest; raise it when another order comes out
 
 
 @dataclass(frozen=True)
 class StreamPlan:
     """The order of a training stream over `indices`.
 
-    Per epoch a class of n samples appears quota = round(n_max * (n / n_max) ** (1 / temperature)) times: every sample
-    at least once, and at temperature 1 exactly once. The floor(quota / n) full rounds are topped up with a seeded
-    choice of quota % n samples that changes every epoch.
+    Class c appears `quotas[c]` times in every epoch. Its appearances go on from epoch to epoch in rounds: appearance k
+    of the class, counted over the whole stream, is entry k mod n of a permutation of its n samples that is seeded by
+    the round k div n. So after any number of epochs all samples of a class have appeared equally often, within one.
+    Inside an epoch all chosen samples are shuffled together.
     """
 
     indices: np.ndarray  # what the plan orders, int64 [n]
     classes: np.ndarray  # class number of each, int64 [n]
     content: str  # digest of what the indices point at
     seed: int = 0
-    temperature: float = 1.0
+    quotas: np.ndarray | None = None  # appearances per epoch of each class, int64 [K]; None: every sample once
     _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def appearances(self) -> np.ndarray:
+        """Per epoch, of each class, int64 [K]; 0 for class numbers without samples."""
+        counts = np.bincount(self.classes)
+        return counts if self.quotas is None else np.where(counts > 0, self.quotas, 0).astype(np.int64)
 
     @property
     def digest(self) -> str:
         """SHA-256 that names this plan: equal digests read equal sequences."""
-        rule = f"{self.content}|{self.seed}|{self.temperature!r}|".encode()
+        rule = f"{_RULE}|{self.content}|{self.seed}|{self.appearances.tolist()}|".encode()
         members = self.indices.astype("<i8").tobytes() + self.classes.astype("<i8").tobytes()
         return hashlib.sha256(rule + members).hexdigest()
 
     @property
-    def quotas(self) -> np.ndarray:
-        """Appearances per epoch of each class, int64 [K]."""
-        counts = np.bincount(self.classes)
-        share = counts / counts.max()
-        return np.round(counts.max() * share ** (1.0 / self.temperature)).astype("<i8")
-
-    @property
     def epoch_size(self) -> int:
-        return int(self.quotas.sum())
+        return int(self.appearances.sum())
 
     def epoch(self, number: int) -> np.ndarray:
         """The order of epoch `number`: int64 [epoch_size] of entries of `indices`."""
@@ -65,18 +68,33 @@ class StreamPlan:
             result[chosen] = self.epoch(int(number))[offsets[chosen]]
         return result
 
+    @cached_property
+    def _members(self) -> list[np.ndarray]:
+        """The samples of each class, int64 [n_c], in the order of `indices`."""
+        order = np.argsort(self.classes, kind="stable")
+        starts = np.searchsorted(self.classes[order], np.arange(1, len(self.appearances)))
+        return np.split(self.indices[order], starts)
+
     def _shuffled(self, number: int) -> np.ndarray:
-        key = int.from_bytes(hashlib.sha256(f"{self.content}|{self.seed}|{number}".encode()).digest()[:16], "big")
-        generator = np.random.Generator(np.random.Philox(key=key))
-        chosen: list[np.ndarray] = []
-        for label, quota in enumerate(self.quotas):
-            members = self.indices[self.classes == label]
-            if len(members) == 0:
-                continue
-            rounds, extra = divmod(int(quota), len(members))
-            chosen += [members] * rounds
-            chosen.append(generator.permutation(members)[:extra])
-        return generator.permutation(np.concatenate(chosen))
+        chosen = [
+            self._appearing(label, members, number * int(quota), (number + 1) * int(quota))
+            for label, (members, quota) in enumerate(zip(self._members, self.appearances, strict=True))
+            if quota
+        ]
+        return self._generator("epoch", number).permutation(np.concatenate(chosen))
+
+    def _appearing(self, label: int, members: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Appearances [start, stop) of a class, counted over the whole stream."""
+        count = len(members)
+        if start % count == 0 and stop - start == count:  # a whole round: its order is shuffled away anyway
+            return members
+        rounds = range(start // count, -(-stop // count))
+        parts = [self._generator("class", label, number).permutation(members) for number in rounds]
+        return np.concatenate(parts)[start - rounds.start * count : stop - rounds.start * count]
+
+    def _generator(self, *key: object) -> np.random.Generator:
+        text = "|".join(map(str, (self.content, self.seed, *key)))
+        return np.random.Generator(np.random.Philox(key=int(hashlib.sha256(text.encode()).hexdigest()[:32], 16)))
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,10 @@ class BatchLayout:
         """Stream positions int64 [accumulation, micro_batch] that `rank` reads in optimizer step `step`."""
         rounds = step * self.global_batch + np.arange(self.global_batch).reshape(self.accumulation, self.world_size, -1)
         return rounds[:, rank, :]
+
+    def rank_of(self, positions: np.ndarray) -> np.ndarray:
+        """The rank that reads each stream position, int64 of the same shape."""
+        return positions % self.global_batch // self.micro_batch % self.world_size
 
     def batches(self, rank: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """Positions [micro_batch] of every forward pass of `rank` in steps [start, stop)."""

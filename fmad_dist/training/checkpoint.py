@@ -94,8 +94,8 @@ def read_state(path: Path, network: DiTSpec, plan_digest: str) -> TrainState:
         )
     if state.plan_digest != plan_digest:
         raise UserError(
-            f"{path}: its sample stream is another one (manifests, data.holdout, data.temperature or train.seed "
-            "changed); choose another `name` for the run, or set them as they were."
+            f"{path}: its sample stream is another one (manifests, data.holdout, data.temperature, weights or "
+            "train.seed changed); choose another `name` for the run, or set them as they were."
         )
     return state
 

@@ -16,8 +16,9 @@ from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.networks.dit import DiT, dit_spec
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
-from fmad_dist.stream.mixture import Mixture, TrainSplit, split_normals
+from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.stream.training_stream import open_stream
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
 from fmad_dist.training.bad_samples import BadSamples
@@ -99,12 +100,9 @@ def train(config: RunConfig, world: World) -> Path:
 
 def set_up(config: RunConfig, world: World) -> TrainJob:
     """Plan the data, join the processes, prepare features, build the network; in the order of what fails fastest."""
-    mixture = Mixture.load(config.data.manifests)
-    split = split_normals(mixture, config.data.holdout)
     settings = config.train
-    plan = StreamPlan(
-        split.train, mixture.class_numbers[split.train], mixture.digest, settings.seed, config.data.temperature
-    )
+    stream = open_stream(config.data, settings.seed)
+    mixture, split = stream.mixture, stream.split
     layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
     record = RunRecord(config.run_dir, world.is_main)
     accelerator = start_accelerator(settings, layout)
@@ -120,7 +118,7 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     engine = build_engine(accelerator, DiT(spec, config.model.checkpointing), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
-    return TrainJob(config, world, mixture, split, plan, layout, features, engine, ema, record, tracked, bad)
+    return TrainJob(config, world, mixture, split, stream.plan, layout, features, engine, ema, record, tracked, bad)
 
 
 def resume(job: TrainJob) -> int:

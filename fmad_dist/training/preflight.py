@@ -8,9 +8,9 @@ from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import load_backbone
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.dit import dit_spec
-from fmad_dist.stream.mixture import Mixture, split_normals
-from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.stream.sources import ImageSource
+from fmad_dist.stream.training_stream import open_stream
 from fmad_dist.training.checkpoint import list_checkpoints, read_state
 
 
@@ -21,17 +21,14 @@ def check_job(config: RunConfig, processes: int) -> None:
         UserError: the first thing that would make the job fail.
     """
     BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
-    mixture = Mixture.load(config.data.manifests)
-    split = split_normals(mixture, config.data.holdout)
-    ImageSource(mixture, config.features.image_size)
+    stream = open_stream(config.data, config.train.seed)
+    ImageSource(stream.mixture, config.features.image_size)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
     found = list_checkpoints(config.run_dir / "checkpoints")
     if found:
-        num_classes = len(mixture.class_names) if config.model.use_labels else 0
+        num_classes = len(stream.mixture.class_names) if config.model.use_labels else 0
         network = dit_spec(config.model.preset, backbone.num_channels, config.features.grid, num_classes)
-        classes = mixture.class_numbers[split.train]
-        plan = StreamPlan(split.train, classes, mixture.digest, config.train.seed, config.data.temperature)
-        read_state(found[-1], network, plan.digest)
+        read_state(found[-1], network, stream.plan.digest)
     _check_writable(config.run_dir)
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmad_dist.errors import UserError
+from fmad_dist.stream.mixing import class_quotas
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
 
 CLASS_SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -16,7 +17,8 @@ def make_plan(
     """Indices that are neither contiguous nor grouped by class, so that positions and indices cannot be mixed up."""
     classes = np.repeat(np.arange(len(sizes)), sizes)
     classes = np.random.default_rng(0).permutation(classes)
-    return StreamPlan(first + 3 * np.arange(len(classes)), classes, content, seed, temperature)
+    quotas = class_quotas(np.array(sizes), [f"toy/{number}" for number in range(len(sizes))], temperature)
+    return StreamPlan(first + 3 * np.arange(len(classes)), classes, content, seed, quotas)
 
 
 def appearances(plan: StreamPlan, order: np.ndarray) -> np.ndarray:
@@ -38,7 +40,7 @@ def test_an_epoch_keeps_the_quotas_and_spreads_them_evenly(sizes: list[int], see
     order = plan.epoch(0)
     counts = appearances(plan, order)
     assert len(order) == plan.epoch_size
-    for number, quota in enumerate(plan.quotas):
+    for number, quota in enumerate(plan.appearances):
         own = counts[plan.classes == number]
         assert own.sum() == quota
         assert own.min() >= 1
@@ -46,16 +48,54 @@ def test_an_epoch_keeps_the_quotas_and_spreads_them_evenly(sizes: list[int], see
 
 
 def test_quotas_by_hand() -> None:
-    assert make_plan([100, 25, 4], temperature=1.0).quotas.tolist() == [100, 25, 4]
-    assert make_plan([100, 25, 4], temperature=2.0).quotas.tolist() == [100, 50, 20]  # 100 * sqrt(n / 100)
-    assert make_plan([100, 25, 4], temperature=1e9).quotas.tolist() == [100, 100, 100]
+    assert make_plan([100, 25, 4], temperature=1.0).appearances.tolist() == [100, 25, 4]
+    assert make_plan([100, 25, 4], temperature=2.0).appearances.tolist() == [100, 50, 20]  # 100 * sqrt(n / 100)
+    assert make_plan([100, 25, 4], temperature=1e9).appearances.tolist() == [100, 100, 100]
 
 
-def test_the_samples_of_a_top_up_change_with_the_epoch() -> None:
-    plan = make_plan([10, 7], temperature=1e9)  # 3 of the 7 appear twice
-    doubled = {tuple(appearances(plan, plan.epoch(number)) == 2) for number in range(6)}
-    assert all(sum(choice) == 3 for choice in doubled)
-    assert len(doubled) > 1
+def test_the_samples_that_appear_more_often_take_turns() -> None:
+    plan = make_plan([10, 7], temperature=1e9)  # 3 of the 7 appear twice in an epoch
+    seven = plan.classes == 1
+    first, *others = [appearances(plan, plan.epoch(number))[seven] for number in range(7)]
+    assert sorted(first) == [1, 1, 1, 1, 2, 2, 2]
+    assert any(counts.tolist() != first.tolist() for counts in others)
+    assert (sum(others, first) == 10).all()  # 7 epochs x 10 appearances of 7 samples
+
+
+@given(CLASS_SIZES, SEEDS, st.lists(st.integers(1, 60), min_size=6, max_size=6), st.integers(1, 6))
+def test_samples_of_a_class_appear_equally_often_over_epochs(
+    sizes: list[int], seed: int, quotas: list[int], num_epochs: int
+) -> None:
+    """For any quotas, also smaller than the class, and after every number of epochs, within one."""
+    full = make_plan(sizes, seed)
+    plan = StreamPlan(full.indices, full.classes, "content", seed, np.array(quotas[: len(sizes)]))
+    counts = appearances(plan, np.concatenate([plan.epoch(number) for number in range(num_epochs)]))
+    for number in range(len(sizes)):
+        own = counts[plan.classes == number]
+        assert own.sum() == num_epochs * quotas[number]
+        assert own.max() - own.min() <= 1
+
+
+@given(CLASS_SIZES, SEEDS, st.sampled_from([1, 2, 3, 5, 64]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
+def test_resumed_on_other_ranks_nothing_is_lost_or_doubled(
+    sizes: list[int], seed: int, world: int, micro: int, accumulation: int, stop: int
+) -> None:
+    """Some steps on one layout, the rest on another with the same global batch, make the uninterrupted sequence."""
+    plan = make_plan(sizes, seed, 2.0)
+    layouts = [
+        BatchLayout.fit(world * micro * accumulation, micro, world),
+        BatchLayout.fit(world * micro * accumulation, None, 1),
+    ]
+    read: dict[int, int] = {}
+    for layout, steps in ((layouts[0], range(stop)), (layouts[1], range(stop, stop + 3))):
+        for step in steps:
+            for rank in range(layout.world_size):
+                positions = layout.positions(step, rank).ravel()
+                np.testing.assert_array_equal(layout.rank_of(positions), rank)
+                assert not read.keys() & set(positions.tolist())
+                read.update(zip(positions.tolist(), plan.at(positions).tolist(), strict=True))
+    assert sorted(read) == list(range(len(read)))
+    np.testing.assert_array_equal([read[position] for position in range(len(read))], plan.at(np.arange(len(read))))
 
 
 @given(CLASS_SIZES, SEEDS, st.integers(0, 500), st.integers(1, 200), st.sampled_from([1.0, 2.0, 7.5]))
@@ -99,12 +139,12 @@ def test_an_epoch_is_shuffled_across_classes() -> None:
     [
         make_plan([5, 5], content="other"),
         make_plan([5, 5], seed=1),
-        make_plan([5, 5], temperature=1.5),
+        StreamPlan(make_plan([5, 5]).indices, make_plan([5, 5]).classes, "content", quotas=np.array([5, 6])),
         make_plan([5, 5], first=1001),
         make_plan([5, 6]),
         StreamPlan(make_plan([5, 5]).indices, np.arange(10) // 5, "content"),  # same class sizes, other members
     ],
-    ids=["content", "seed", "temperature", "indices", "sizes", "classes"],
+    ids=["content", "seed", "quotas", "indices", "sizes", "classes"],
 )
 def test_digest_names_every_ingredient(other: StreamPlan) -> None:
     assert other.digest != make_plan([5, 5]).digest
@@ -125,7 +165,7 @@ def test_equal_digests_read_equal_sequences_for_any_integer_type() -> None:
 
 
 def test_a_class_number_without_samples_is_skipped() -> None:
-    plan = StreamPlan(np.arange(6), np.array([0, 0, 0, 2, 2, 2]), "content", temperature=3.0)
+    plan = StreamPlan(np.arange(6), np.array([0, 0, 0, 2, 2, 2]), "content", quotas=np.array([3, 7, 3]))
     assert plan.epoch_size == 6
     assert sorted(plan.epoch(0)) == list(range(6))
 
