@@ -41,7 +41,7 @@ def _facts(run: DryRun) -> Table:
         ("plan", run.stream.plan.digest),
         ("epoch", f"{run.epoch}: {run.stream.plan.epoch_size:,} samples, {run.steps:,.1f} optimizer steps"),
         ("held out", f"{len(run.stream.split.held_out):,} normals calibrate and never train"),
-        ("ranks", f"{run.layout.world_size} = {run.nodes} nodes x {run.gpus}"),
+        ("ranks", f"{run.layout.world_size} = {run.nodes} nodes x {run.gpus}; --out writes what each reads"),
         ("batch", f"{run.layout.global_batch} = {run.layout.world_size} ranks x {run.layout.micro_batch} images"
             + (f" x {run.layout.accumulation} rounds" if run.layout.accumulation > 1 else "")),
         ("stored", f"{sum(len(m.shards) for m in stored.values())} shards, {megabytes(num_bytes)} with test images"),
@@ -94,9 +94,7 @@ def _ranks(run: DryRun) -> Table:
 
 
 def _summary(run: DryRun) -> Table:
-    table = Table(
-        title=f"{run.layout.world_size} ranks (all of them: --out plan.csv)", title_justify="left", show_edge=False
-    )
+    table = Table(title=f"{run.layout.world_size} ranks", title_justify="left", show_edge=False)
     for name in ("per rank", "least", "mean", "most"):
         table.add_column(name, justify="left" if name == "per rank" else "right")
     for name, column in (("samples", run.samples_per_rank), ("shards", run.shards_per_rank)):

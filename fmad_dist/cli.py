@@ -36,15 +36,19 @@ ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a
 def train(config: ConfigOption, overrides: Overrides = None, processes: Processes = 0) -> None:
     """Train on this machine; the same job on many nodes is `accelerate launch launcher/train.py`."""
     from fmad_dist.config import load_config
-    from fmad_dist.launch import default_processes, launch
     from fmad_dist.storage import use_endpoint
-    from fmad_dist.training.preflight import check_job
+    from fmad_dist.stream.training_stream import open_stream
 
     values = overrides or []
     resolved = load_config(config, values)  # said here, bad input is one sentence and not one per process
     use_endpoint(resolved.data.endpoint_url)
+    stream = open_stream(resolved.data, resolved.train.seed)  # before torch is imported, so a refusal comes at once
+
+    from fmad_dist.launch import default_processes, launch
+    from fmad_dist.training.preflight import check_job
+
     count = processes or default_processes()
-    check_job(resolved, count)
+    check_job(resolved, stream, count)
     launch("train.py", ["--config", str(config), *values], count)
     typer.echo(f"run directory: {resolved.run_dir}")
 
@@ -70,8 +74,8 @@ def evaluate(
     from fmad_dist.stream.mixture import Mixture
     from fmad_dist.tracking.registry import log_evaluation, use_registry
 
+    Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
     use_registry(tracking_uri)
-    Mixture.load(manifest)
     folder = locate_detector(model)
     spec = read_spec(folder)
     override_scorer(spec.scorer, overrides or [])

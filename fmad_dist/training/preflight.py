@@ -10,18 +10,17 @@ from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.dit import dit_spec
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.stream.sources import ImageSource
-from fmad_dist.stream.training_stream import open_stream
+from fmad_dist.stream.training_stream import TrainingStream
 from fmad_dist.training.checkpoint import list_checkpoints, read_state
 
 
-def check_job(config: RunConfig, processes: int) -> None:
+def check_job(config: RunConfig, stream: TrainingStream, processes: int) -> None:
     """Check configuration, data, backbone, run directory and an existing checkpoint against each other.
 
     Raises:
         UserError: the first thing that would make the job fail.
     """
     BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
-    stream = open_stream(config.data, config.train.seed)
     ImageSource(stream.mixture, config.features.image_size)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
     found = list_checkpoints(config.run_dir / "checkpoints")

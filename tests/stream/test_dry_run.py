@@ -92,7 +92,7 @@ def test_many_ranks_are_summed_up(tiny_url: str) -> None:
         app, ["plan", tiny_url, "--nodes", "8", "--gpus", "8", "--batch", "1"], env={"COLUMNS": "200"}
     )
     assert found.exit_code == 0
-    assert "64 ranks (all of them: --out plan.csv)" in found.output
+    assert "64 ranks " in found.output
 
 
 @pytest.mark.parametrize(
