@@ -12,6 +12,7 @@ from data_tools.counts import count_classes
 from data_tools.garbage import LIVE_FOR, find_garbage
 from data_tools.lint_samples import Member, ShardMembers, check_sample
 from data_tools.members import read_members
+from data_tools.near_duplicates import Fingerprints
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Dataset, Manifest, Sample, ShardInfo, load_dataset
@@ -61,8 +62,9 @@ def lint(url: str) -> LintReport:
     except UserError as error:
         return LintReport((Finding(ERROR, MANIFEST_NAME, str(error)),), 0, 0)
     samples = [dataset.sample(row) for row in range(len(dataset))]
-    findings = [*_check_index(dataset, samples), *_check_shards(store, dataset.manifest, samples)]
-    findings += [*_find_duplicates(samples), *_find_orphans(store, dataset.manifest)]
+    prints = Fingerprints()
+    findings = [*_check_index(dataset, samples), *_check_shards(store, dataset.manifest, samples, prints)]
+    findings += [*_find_duplicates(samples, prints), *_find_orphans(store, dataset.manifest)]
     return LintReport(tuple(findings), len(samples), len(dataset.manifest.shards))
 
 
@@ -95,7 +97,7 @@ def _check_ids(manifest: Manifest, sample: Sample) -> Iterator[Finding]:
         yield Finding(ERROR, sample.sample_id, f"mask ids {ids} do not fit {manifest.mask_semantics} masks; {_AGAIN}")
 
 
-def _check_shards(store: Store, manifest: Manifest, samples: list[Sample]) -> Iterator[Finding]:
+def _check_shards(store: Store, manifest: Manifest, samples: list[Sample], prints: Fingerprints) -> Iterator[Finding]:
     by_shard: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_shard[sample.shard].append(sample)
@@ -108,10 +110,12 @@ def _check_shards(store: Store, manifest: Manifest, samples: list[Sample]) -> It
         except UserError as error:
             yield Finding(ERROR, shard.name, str(error))
             continue
-        yield from _check_shard(shard, data, own, foreign=manifest.layout == FOREIGN)
+        yield from _check_shard(shard, data, own, prints, foreign=manifest.layout == FOREIGN)
 
 
-def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample], foreign: bool) -> Iterator[Finding]:
+def _check_shard(
+    shard: ShardInfo, data: bytes, samples: list[Sample], prints: Fingerprints, foreign: bool
+) -> Iterator[Finding]:
     if len(data) != shard.num_bytes:
         yield Finding(ERROR, shard.name, f"{len(data)} bytes, the manifest states {shard.num_bytes}; {_AGAIN}")
     elif hashlib.sha256(data).hexdigest() != shard.sha256:
@@ -122,20 +126,26 @@ def _check_shard(shard: ShardInfo, data: bytes, samples: list[Sample], foreign: 
         yield Finding(ERROR, shard.name, f"not a complete tar ({first_line(error)}); {_AGAIN}")
         return
     for sample in samples:
-        for problem in check_sample(sample, members, foreign):
+        for problem in check_sample(sample, members, prints, foreign):
             yield Finding(ERROR, f"{shard.name} {sample.sample_id}", problem)
     for name in members.unclaimed() if not foreign else []:
         yield Finding(ERROR, shard.name, f"member {name} is in no index row; {_AGAIN}")
 
 
-def _find_duplicates(samples: list[Sample]) -> Iterator[Finding]:
-    """Identical stored images on both sides of the train/test split, which makes test scores too good."""
+def _find_duplicates(samples: list[Sample], prints: Fingerprints) -> Iterator[Finding]:
+    """Images that are the same, or nearly, on both sides of the train/test split, which makes test scores too good."""
+    exact = set()
     digests = [stored.sha256 if (stored := sample.image or sample.original) else "" for sample in samples]
     pairs = list(zip(digests, samples, strict=True))
     trained = {digest: sample.sample_id for digest, sample in pairs if sample.split == "train"}
     for digest, sample in pairs:
         if sample.split != "train" and digest in trained:
+            exact.add(sample.sample_id)
             yield Finding(WARNING, sample.sample_id, f"exactly the training image {trained[digest]}")
+
+    for tested, near, distance in prints.pairs():
+        if tested not in exact:
+            yield Finding(WARNING, tested, f"nearly the training image {near} (distance {distance:.3f})")
 
 
 def _find_orphans(store: Store, manifest: Manifest) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.members import XYZ_EXTENSION
+from data_tools.near_duplicates import Fingerprints
 from fmad_dist.errors import first_line
 from fmad_dist.stream.manifest import Sample, Span
 
@@ -39,8 +40,8 @@ class ShardMembers:
         return sorted(self.by_name.keys() - self.claimed)
 
 
-def check_sample(sample: Sample, members: ShardMembers, foreign: bool = False) -> Iterator[str]:
-    """Problems of one sample, whose members are claimed.
+def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, foreign: bool = False) -> Iterator[str]:
+    """Problems of one sample, whose members are claimed and whose fingerprint is taken.
 
     Members are found by where the index says they start, then compared by size and digest. Samples of foreign tars have
     names of their own and need no facts beside them.
@@ -62,6 +63,9 @@ def check_sample(sample: Sample, members: ShardMembers, foreign: bool = False) -
         prefix = f"{key}." if foreign else f"{key}.original."
         form = _Form(prefix, sample.source_width, sample.source_height, resized=False)
         yield from _check_form(sample.original, sample.original_masks, form, members)
+    pixels = _decoded(found)
+    if not isinstance(pixels, str):
+        prints.add(sample, pixels)
     num_masks = len(sample.masks if sample.image else sample.original_masks)
     if bool(num_masks) != bool(sample.label):
         yield f"label {sample.label} with {num_masks} masks"
