@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from data_tools.cli_stream import plan
+from data_tools.cli_stream import index, plan
 
 app = typer.Typer(help="Convert image trees to tar shards with a manifest, and check or look at the result.")
 
@@ -23,6 +23,7 @@ def storage(
 
 
 app.command()(plan)
+app.command()(index)
 
 UrlArgument = Annotated[str, typer.Argument(help="Folder of a converted dataset: a path, s3://..., memory://...")]
 

@@ -45,3 +45,31 @@ def plan(
     if out is not None:
         Store(out.parent).write(out.name, plan_csv(found).encode())
         typer.echo(f"wrote {out}")
+
+
+def index(
+    url: Annotated[str, typer.Argument(help="Folder of .tar files that fmad did not write.")],
+    dataset: Annotated[str, typer.Option(help="Name of the dataset; the first part of every sample id.")],
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; by default what the samples or the tar's name say.")
+    ] = None,
+    class_name: Annotated[
+        str, typer.Option("--class", help="Class of samples that do not say theirs and lie in no folder.")
+    ] = "all",
+    licence: Annotated[str, typer.Option(help="Licence of the images.")] = "unknown",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Index again, or replace another manifest.")] = False,
+) -> None:
+    """Make WebDataset tars trainable in place: an index and a manifest beside them. The tars are not changed."""
+    from data_tools.foreign import Defaults, index_tars
+    from fmad_dist.progress import Progress
+    from fmad_dist.storage import Store
+
+    defaults = Defaults(dataset, split, class_name, licence)
+    num_tars = sum(name.endswith(".tar") for name in Store(url).list())
+    with Progress("index tars", num_tars, shown=True) as progress:
+        manifest, written = index_tars(url, defaults, overwrite, lambda num_bytes: progress.advance(1))
+    what = f"{manifest.index.num_samples} images of {len(manifest.classes)} classes in {len(manifest.shards)} tars"
+    if written:
+        typer.echo(f"indexed {what} at {url}, digest {manifest.digest[:16]}")
+    else:
+        typer.echo(f"up to date: {url} holds {what}; only their sizes were compared, `fmad data lint` reads everything")

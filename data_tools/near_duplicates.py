@@ -7,7 +7,7 @@ inspection images of one product are aligned: different photographs of a toothbr
 How far apart different photographs are depends on the product too (measured: nearest pairs .05 for a bottle, .9 for a
 commutator), so a pair is reported if it is closer than 0.35 of the class's median distance from a test image to its
 nearest training image (at least .02, at most .4). Measured on five real and five rendered categories with copies of
-training images planted among the test images: all JPEG copies (quality 60), all copies resized by 3 % and all brightened
+training images planted among the test images: all JPEG copies (quality 60), all resized by 3 % and all brightened
 by 5 % are found. Of the published pairs none is reported but 31 of magnetic_tile, which are the same tiles at other
 exposures. Copies cropped by more than about 1 % are not found.
 """

@@ -111,6 +111,10 @@ class Store:
     def size(self, name: str) -> int:
         return self._tried(name, lambda: int(self.fs.size(self.path(name))))
 
+    def open(self, name: str) -> Any:
+        """A stream of the object's bytes, read ahead in blocks; close it."""
+        return self._tried(name, lambda: self.fs.open(self.path(name), "rb", block_size=_BLOCK, cache_type="readahead"))
+
     def read(self, name: str) -> bytes:
         return self._tried(name, lambda: bytes(self.fs.cat_file(self.path(name))))
 

@@ -1,0 +1,285 @@
+"""Tars that others wrote, in WebDataset's form: an index and a manifest beside them, without touching them.
+
+Every tar is read once, as a stream, so memory is bounded by its largest member. A sample is what WebDataset takes for
+one: the members of a tar whose names agree up to the first dot of the last part. Its image is stored as published, and
+readers resize it by the rules of a conversion.
+"""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from PIL import Image
+
+from data_tools.counts import count_classes
+from data_tools.fingerprint import IMAGE_RESAMPLE
+from data_tools.readers.source import check_dataset_name
+from data_tools.records import LINE_COLUMN, ROW_SCHEMA
+from data_tools.sealing import Existing, finish_manifest, put_manifest
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.images import IMAGE_SUFFIXES, decoding
+from fmad_dist.masks import MASK_RESAMPLE
+from fmad_dist.storage import Store
+from fmad_dist.stream.manifest import FOREIGN, IndexInfo, Manifest, Rendition, ShardInfo, Span
+
+_MASK = re.compile(r"(mask|seg)(\.(\d+))?\.(png|bmp|tif|tiff)")
+_LABELS = {"0": 0, "1": 1, "normal": 0, "good": 0, "anomaly": 1, "anomalous": 1}
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What is taken for samples that do not say it themselves."""
+
+    dataset: str
+    split: str | None = None  # None: by the tar's name, else train
+    class_name: str = "all"
+    licence: str = "unknown"
+
+    def __post_init__(self) -> None:
+        check_dataset_name(self.dataset)
+        if self.split is not None and self.split not in _SPLITS:
+            raise UserError(f"--split {self.split!r}: give train, val or test.")
+
+
+@dataclass(slots=True)
+class _Group:
+    """The members of one sample while its tar is read."""
+
+    key: str
+    image: Span | None = None
+    image_name: str = ""
+    size: tuple[int, int] = (0, 0)  # width, height
+    masks: dict[int, Span] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    class_text: str = ""
+
+
+class _HashingReader:
+    """A stream that counts and digests what is read from it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        return data
+
+
+def index_tars(
+    url: str, defaults: Defaults, overwrite: bool = False, advance: Callable[[int], None] = lambda num_bytes: None
+) -> tuple[Manifest, bool]:
+    """Index all tars below `url`; returns the manifest and whether it was written.
+
+    A second run with the same options writes nothing if the tars still have their sizes. Their bytes are not read
+    again; `fmad data lint` does that. `advance` is called with the bytes of every tar that was read.
+
+    Raises:
+        UserError: there are no tars, one cannot be indexed, or another dataset has its manifest here.
+    """
+    store = Store(url)
+    names = _tar_names(store)
+    existing = Existing.at(store)
+    existing.check_owner(defaults.dataset, overwrite)
+    if existing.manifest is not None and existing.manifest.layout != FOREIGN and not overwrite:
+        raise UserError(
+            f"{url}: was converted by fmad and has an index; give --overwrite to index its tars as foreign."
+        )
+    recipe = hashlib.sha256(json.dumps([FOREIGN, repr(defaults)]).encode()).hexdigest()
+    if not overwrite and existing.manifest is not None and existing.manifest.source_digest.startswith(recipe[:32]):
+        sizes = {name: store.size(name) for name in names}
+        if sizes == {shard.name: shard.num_bytes for shard in existing.manifest.shards} and existing.is_complete():
+            return existing.manifest, False
+    shards: list[ShardInfo] = []
+    tables: list[pa.Table] = []
+    for position, name in enumerate(names):
+        shard, rows = _read_tar(store, name, position, defaults)
+        shards.append(shard)
+        tables.append(pa.Table.from_pylist(rows, schema=ROW_SCHEMA))
+        advance(shard.num_bytes)
+    rows = pa.concat_tables(tables)
+    _check_rows(store, rows)
+    content = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    skeleton = _skeleton(defaults, shards, rows)
+    manifest = finish_manifest(store, skeleton, rows, recipe[:32] + content[:32])
+    return put_manifest(store, manifest, existing, overwrite), True
+
+
+def _tar_names(store: Store) -> list[str]:
+    names = store.list()
+    packed = [name for name in names if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"))]
+    if packed:
+        raise UserError(f"{store.url_of(packed[0])}: a compressed tar has no byte ranges to index; unpack it to .tar.")
+    tars = [name for name in names if name.endswith(".tar")]
+    if not tars:
+        raise UserError(f"{store.url}: no .tar files here; give the folder that holds them.")
+    return tars
+
+
+def _read_tar(store: Store, name: str, position: int, defaults: Defaults) -> tuple[ShardInfo, list[dict[str, object]]]:
+    where = store.url_of(name)
+    groups: dict[str, _Group] = {}
+    with store.open(name) as opened:
+        stream = _HashingReader(opened)
+        try:
+            for member, offset, data in _members(stream):
+                _place(groups, member, offset, data, where)
+        except tarfile.TarError as error:
+            raise UserError(f"{where}: not a complete tar ({first_line(error)}); replace it.") from None
+        while stream.read(1 << 20):
+            pass  # the padding behind the last member belongs to the digest
+    split = defaults.split or next((word for word in _SPLITS if word in re.split(r"[^a-z]+", name.lower())), "train")
+    samples = [group for group in groups.values() if group.image is not None]
+    without = next((group for group in groups.values() if group.image is None and group.masks), None)
+    if without is not None:
+        raise UserError(f"{where}: {without.key} has a mask but no image; give both the same name up to the first dot.")
+    rows = [_row(group, position, split, defaults, where) for group in samples]
+    shard = ShardInfo(
+        name=name,
+        split=split,
+        num_bytes=stream.num_bytes,
+        num_samples=len(rows),
+        sha256=stream.digest.hexdigest(),
+    )
+    return shard, rows
+
+
+def _members(stream: _HashingReader) -> Iterator[tuple[str, int, bytes]]:
+    """Name, offset of the content and content of every regular file, in order, without seeking.
+
+    Raises:
+        tarfile.TarError: the stream is no tar or ends inside a member.
+    """
+    with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # read() is all it uses
+        for member in tar:
+            if member.isfile():
+                extracted = tar.extractfile(member)
+                data = extracted.read() if extracted else b""
+                if len(data) != member.size:
+                    raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
+                yield member.name.removeprefix("./"), member.offset_data, data
+            elif not member.isdir():
+                raise tarfile.ReadError(f"{member.name} is a link")
+
+
+def _place(groups: dict[str, _Group], member: str, offset: int, data: bytes, where: str) -> None:
+    """Put a member where it belongs; what is none of ours is passed over."""
+    folder, _, base = member.rpartition("/")
+    stem, _, extension = base.partition(".")
+    if not stem or not extension:
+        return
+    key = f"{folder}/{stem}".lstrip("/")
+    group = groups.setdefault(key, _Group(key))
+    extension = extension.lower()
+    mask = _MASK.fullmatch(extension)
+    if mask:
+        group.masks[int(mask[3] or 0)] = Span(offset, len(data), hashlib.sha256(data).hexdigest())
+    elif f".{extension}" in IMAGE_SUFFIXES:
+        if group.image is not None:
+            raise UserError(f"{where}: {key} has two images ({group.image_name} and {member}); keep one of them.")
+        with decoding(f"{where} {member}"), Image.open(io.BytesIO(data)) as image:
+            group.size = image.size
+        group.image, group.image_name = Span(offset, len(data), hashlib.sha256(data).hexdigest()), member
+    elif extension == "json":
+        group.facts = _facts(data, f"{where} {member}")
+    elif extension in ("cls", "cls.txt"):
+        group.class_text = data.decode(errors="replace").strip()
+
+
+def _facts(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(data)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({first_line(error)}); correct or remove it.") from None
+    return facts if isinstance(facts, dict) else {}
+
+
+def _row(group: _Group, position: int, split: str, defaults: Defaults, where: str) -> dict[str, object]:
+    facts, image = group.facts, group.image
+    assert image is not None
+    folder = group.key.rpartition("/")[0]
+    class_name = str(facts.get("class_name") or facts.get("class") or group.class_text or folder or defaults.class_name)
+    class_name = class_name.replace("/", "_")
+    stated = str(facts.get("label", int(bool(group.masks)))).lower()
+    own_split = str(facts.get("split") or split)
+    if stated not in _LABELS or own_split not in _SPLITS:
+        raise UserError(
+            f"{where}: {group.key} says label {stated!r}, split {own_split!r}; use 0 or 1, train, val or test."
+        )
+    label = _LABELS[stated]
+    if label and own_split != "test":
+        raise UserError(
+            f"{where}: {group.key} is anomalous but in {own_split}; only normal images train and calibrate."
+        )
+    masks = [group.masks[number] for number in sorted(group.masks)]
+    return {
+        "sample_id": f"{defaults.dataset}/{class_name}/{own_split}/{group.key.removeprefix(f'{class_name}/')}",
+        "class_name": class_name,
+        "split": own_split,
+        "label": label,
+        "defect_type": str(facts.get("defect_type") or ("defect" if label else "good")),
+        "shard": position,
+        "key": group.key,
+        "mask_offset": [],
+        "mask_size": [],
+        "mask_sha256": [],
+        "original_offset": image.offset,
+        "original_size": image.size,
+        "original_sha256": image.sha256,
+        "original_mask_offset": [mask.offset for mask in masks],
+        "original_mask_size": [mask.size for mask in masks],
+        "original_mask_sha256": [mask.sha256 for mask in masks],
+        "mask_ids": [[] for _ in masks],
+        "group": str(facts.get("group") or ""),
+        "view": str(facts.get("view") or ""),
+        "width": group.size[0],
+        "height": group.size[1],
+        "source": group.image_name,
+        "source_sha256": image.sha256,
+        "source_width": group.size[0],
+        "source_height": group.size[1],
+        LINE_COLUMN: "",
+    }
+
+
+def _check_rows(store: Store, rows: pa.Table) -> None:
+    if rows.num_rows == 0:
+        raise UserError(f"{store.url}: the tars hold no images of the types {' '.join(sorted(IMAGE_SUFFIXES))}.")
+    ids = rows.column("sample_id").to_pylist()
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        double = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+        raise UserError(f"{store.url}: two samples are called {double}; give them different keys or a folder each.")
+
+
+def _skeleton(defaults: Defaults, shards: list[ShardInfo], rows: pa.Table) -> Manifest:
+    table = rows.select(["class_name", "split", "label", "defect_type"])
+    return Manifest(
+        dataset=defaults.dataset,
+        layout=FOREIGN,
+        licence=defaults.licence,
+        source="tars indexed in place",
+        rendition=Rendition(size=None, original=True, image_resample=IMAGE_RESAMPLE, mask_resample=MASK_RESAMPLE),
+        source_digest="",
+        classes=count_classes(_Counted(**row) for row in table.to_pylist()),
+        shards=shards,
+        index=IndexInfo(name="", num_bytes=0, num_samples=0, sha256=""),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    class_name: str
+    split: str
+    label: int
+    defect_type: str
