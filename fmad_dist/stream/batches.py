@@ -23,6 +23,7 @@ from fmad_dist.stream.plan import StreamPlan
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.sources import SampleSource
 
+FIRST_BATCHES = 2  # read by the training process itself when it starts
 READ_AHEAD = 2  # batches per reader whose bytes travel while another is decoded
 SUBSTITUTES = 64  # positions that are tried in place of a damaged sample
 
@@ -138,16 +139,24 @@ def stream_batches(
     """
     if workers:  # import torch once in the server, not once in every worker
         multiprocessing.set_forkserver_preload([__name__])
+    requests = _requests(positions, max(workers, 1))
+    first = list(islice(requests, FIRST_BATCHES if workers else 0))
     loader: DataLoader = DataLoader(
         dataset,
-        sampler=_requests(positions, max(workers, 1)),
+        sampler=requests,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
     )
-    for item in loader:
+    with ThreadPoolExecutor(1) as starter:
+        started = starter.submit(iter, loader) if workers else None
+        for request in first:  # read here, while the workers are still importing torch
+            batch = dataset.batch(np.asarray(request.positions, dtype=np.int64))
+            yield batch.pin_memory() if pin_memory else batch
+        items = iter(loader) if started is None else started.result()
+    for item in items:
         if isinstance(item, Failure):
             raise UserError(item.message)
         yield item
