@@ -42,13 +42,14 @@ def train(config: ConfigOption, overrides: Overrides = None, processes: Processe
     values = overrides or []
     resolved = load_config(config, values)  # said here, bad input is one sentence and not one per process
     use_endpoint(resolved.data.endpoint_url)
-    stream = open_stream(resolved.data, resolved.train.seed)  # before torch is imported, so a refusal comes at once
+    if resolved.data.mode == "indexed":
+        open_stream(resolved.data, resolved.train.seed)  # before torch is imported, so a refusal comes at once
 
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.training.preflight import check_job
 
     count = processes or default_processes()
-    check_job(resolved, stream, count)
+    check_job(resolved, count)
     launch("train.py", ["--config", str(config), *values], count)
     typer.echo(f"run directory: {resolved.run_dir}")
 

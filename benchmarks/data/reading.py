@@ -55,9 +55,9 @@ def plain_webdataset(urls: list[str], workers: int) -> int:
 
 
 def open_s3(url: str, mode: str = "rb", bufsize: int = 8192, **_: Any) -> Any:
-    import fsspec
+    import s3fs
 
-    return fsspec.open(url, mode, block_size=8 << 20).open()
+    return s3fs.S3FileSystem().open(url, mode, block_size=8 << 20)
 
 
 def mosaic(local: Path, remote: str | None, workers: int) -> int:

@@ -109,10 +109,6 @@ class CachedSource(SampleSource):
             dataset.name: {int(row): n for n, row in enumerate(dataset.rows("train"))} for dataset in mixture.datasets
         }
 
-    @property
-    def is_remote(self) -> bool:
-        return not all(cache.store.is_local for cache in self.caches.values())
-
     def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
         """(global index, bytes) of each."""
         numbers: dict[str, dict[int, int]] = {}  # per dataset: place in the batch -> record

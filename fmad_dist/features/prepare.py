@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,13 +12,22 @@ from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import Backbone, FeatureSpec, chunk_for, load_backbone
 from fmad_dist.features.cache import CachedSource, FeatureCache, compute_shards, open_cache, seal_cache
 from fmad_dist.features.whitening import Whitening, image_moments
-from fmad_dist.stream.mixture import Mixture
+from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.shards import ReadOptions
-from fmad_dist.stream.sources import ImageSource, SampleSource
+from fmad_dist.stream.sources import SampleSource
 from fmad_dist.world import World
 
 MAX_WHITENING_IMAGES = 4096  # without a cache, the whitening is estimated on at most this many training normals
+
+
+class TrainingImages(Protocol):
+    """The images of a run: which there are, which of them train, and how to read them."""
+
+    mixture: Mixture
+    split: TrainSplit
+    images: SampleSource
+
 
 GatherObjects = Callable[[Any], list[Any]]
 
@@ -50,8 +59,7 @@ def feature_spec(config: FeatureConfig) -> FeatureSpec:
 
 def prepare_features(
     config: FeatureConfig,
-    mixture: Mixture,
-    train_rows: np.ndarray,
+    data: TrainingImages,
     world: World,
     device: torch.device,
     gather: GatherObjects,
@@ -67,13 +75,13 @@ def prepare_features(
     backbone = load_backbone(feature_spec(config), config.weights).to(device)
     backbone.chunk = chunk_for(device)
     digest = backbone.weights_digest()
-    images = ImageSource(mixture, config.image_size, reading)
+    mixture, train_rows = data.mixture, data.split.train
     whitening = Whitening(backbone.num_channels)
     tokens = config.grid**2
     if config.cache is None:
-        source: SampleSource = images
+        source = data.images
         rows = _spread(train_rows, mixture.class_numbers[train_rows])
-        moments, bad = _moments(images, rows, backbone, world, device, gather)
+        moments, bad = _moments(data.images, rows, backbone, world, device, gather)
     else:
         caches = {
             dataset.name: open_cache(config.cache, dataset, backbone, digest)
@@ -125,7 +133,7 @@ def _build(
 
 
 def _moments(
-    images: ImageSource,
+    images: SampleSource,
     rows: np.ndarray,
     backbone: Backbone,
     world: World,

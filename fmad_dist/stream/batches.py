@@ -104,7 +104,7 @@ class StreamDataset(Dataset):
                 indices[place], item = self._substitute(int(positions[place]), item)
             tensors.append(item)
         return Batch(
-            data=torch.stack(tensors),
+            data=self.source.stack(tensors),
             labels=torch.from_numpy(self.mixture.class_numbers[indices]),
             positions=torch.from_numpy(positions),
             sample_ids=tuple(self.mixture.sample_id(int(index)) for index in indices),
@@ -112,7 +112,7 @@ class StreamDataset(Dataset):
         )
 
     def _fetch_ahead(self, ahead: Sequence[Sequence[int]]) -> None:
-        if not self.source.is_remote:
+        if not ahead:
             return
         if self._reader is None:  # as many threads as batches are fetched ahead
             self._reader = ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead")

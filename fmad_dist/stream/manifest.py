@@ -227,6 +227,28 @@ class Dataset:
         """Positions [n] of the rows of a split ("train", "val" or "test"), ascending, as int64."""
         return np.flatnonzero(pc.equal(self.table.column("split"), split).to_numpy(zero_copy_only=False))
 
+    def image_place(self, row: int, original: bool = False) -> tuple[str, Span] | None:
+        """Shard and span of a row's resized (or original) image, None if it is not stored; quicker than `sample`."""
+        shards, offsets, sizes, digests = self._originals if original else self._images
+        if sizes[row] == 0:
+            return None
+        span = Span(int(offsets[row]), int(sizes[row]), digests[row].as_py())
+        return self.manifest.shards[shards[row]].name, span
+
+    @cached_property
+    def _images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
+        return self._places("image")
+
+    @cached_property
+    def _originals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
+        return self._places("original")
+
+    def _places(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
+        """Columns of shard, offset, size (0: not stored) and digest."""
+        numbers = [self.table.column(c) for c in ("shard", f"{name}_offset", f"{name}_size")]
+        shards, offsets, sizes = (pc.fill_null(column, 0).to_numpy() for column in numbers)
+        return shards, offsets, sizes, self.table.column(f"{name}_sha256")
+
     def sample(self, row: int) -> Sample:
         values = self.table.slice(row, 1).to_pylist()[0]
         return Sample(

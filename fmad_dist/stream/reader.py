@@ -1,16 +1,17 @@
 """Bytes of samples out of shards, verified against the index and decoded."""
 
 import hashlib
+import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from fmad_dist.errors import UserError
-from fmad_dist.images import open_image, square_rgb, to_rgb
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.images import open_image, square_rgb
 from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
-from fmad_dist.stream.manifest import Dataset, Sample, Span
+from fmad_dist.stream.manifest import Dataset, Span
 from fmad_dist.stream.shards import ReadOptions, ShardReader
 
 _RESTORE = "restore the shard or convert the dataset again"
@@ -32,9 +33,9 @@ class BadSample(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Samples with the verified bytes of their images, or with what is wrong with them."""
+    """Rows with the verified bytes of their images, or with what is wrong with them."""
 
-    samples: list[Sample]
+    rows: list[int]
     data: list[bytes | BadSample]
 
 
@@ -50,13 +51,14 @@ class SampleReader:
 
     def __init__(self, dataset: Dataset, size: int | None = None, options: ReadOptions | None = None) -> None:
         stored = dataset.manifest.rendition
-        self.size = size or stored.size
-        self.resized = self.size == stored.size
-        if self.size is None or not (self.resized or stored.original):
+        wanted = size or stored.size
+        self.resized = wanted == stored.size
+        if wanted is None or not (self.resized or stored.original):
             raise UserError(
                 f"{dataset.url}: stores {stored.size or 'no'} px images and not {size or 'one size'}; set "
                 "features.image_size to what is stored, or convert the dataset again with --size or --rendition both."
             )
+        self.size = wanted
         self.dataset = dataset
         self.shards = ShardReader(dataset, options or ReadOptions())
 
@@ -82,12 +84,11 @@ class SampleReader:
 
     def fetch(self, rows: Sequence[int]) -> "Fetched":
         """The verified, still encoded images of several rows, in few requests."""
-        samples = [self.dataset.sample(row) for row in rows]
-        spans = [sample.image if self.resized else sample.original for sample in samples]
-        return Fetched(samples, self._verified(samples, spans))
+        places = [self.dataset.image_place(row, original=not self.resized) for row in rows]
+        return Fetched(list(rows), self._verified(rows, places))
 
     def decode(self, fetched: "Fetched") -> "list[np.ndarray | BadSample]":
-        return [self._decoded(sample, data) for sample, data in zip(fetched.samples, fetched.data, strict=True)]
+        return [self._decoded(row, data) for row, data in zip(fetched.rows, fetched.data, strict=True)]
 
     def masks(self, row: int) -> list[np.ndarray]:
         """The sample's masks as uint8 [S, S] each, zero where normal; empty for a normal image.
@@ -98,14 +99,13 @@ class SampleReader:
         sample = self.dataset.sample(row)
         spans = sample.masks if self.resized else sample.original_masks
         masks = []
-        for data in self._verified([sample] * len(spans), spans):
+        for data in self._verified([row] * len(spans), [(sample.shard, span) for span in spans]):
             if isinstance(data, BadSample):
                 raise data
             try:
                 raw = raw_mask(data, sample.sample_id)
             except UserError as error:
-                raise self._bad(sample, f"has a mask that is no image ({error})") from None
-            assert self.size is not None
+                raise self._bad(row, f"has a mask that is no image ({error})") from None
             masks.append(raw if self.resized else resize_mask(marked_pixels(raw), self.size)[0].astype(np.uint8) * 255)
         return masks
 
@@ -114,42 +114,57 @@ class SampleReader:
         sample = self.dataset.sample(row)
         if sample.xyz is None:
             return None
-        data = self._verified([sample], [sample.xyz])[0]
+        data = self._verified([row], [(sample.shard, sample.xyz)])[0]
         if isinstance(data, BadSample):
             raise data
-        import io
-
         return np.load(io.BytesIO(data), allow_pickle=False)
 
-    def _decoded(self, sample: Sample, data: "bytes | BadSample") -> "np.ndarray | BadSample":
+    def _decoded(self, row: int, data: bytes | BadSample) -> np.ndarray | BadSample:
         if isinstance(data, BadSample):
             return data
         try:
-            image: Image.Image = open_image(data, sample.sample_id)
             if self.resized:
-                return np.asarray(to_rgb(image, sample.sample_id))
-            assert self.size is not None
-            return np.asarray(square_rgb(image, self.size, sample.sample_id))
-        except UserError as error:
-            return self._bad(sample, f"is no readable image ({error})")
+                return decode_rgb_png(data)
+            sample_id = self.dataset.sample_ids[row]
+            return np.asarray(square_rgb(open_image(data, sample_id), self.size, sample_id))
+        except (UserError, RuntimeError) as error:
+            return self._bad(row, f"is no readable image ({first_line(error)})")
 
-    def _verified(self, samples: Sequence[Sample], spans: Sequence[Span | None]) -> "list[bytes | BadSample]":
-        """The bytes of one span per sample. What does not match its digest is read once more past every cache."""
-        wanted = [(sample.shard, span) for sample, span in zip(samples, spans, strict=True) if span is not None]
+    def _verified(self, rows: Sequence[int], places: Sequence[tuple[str, Span] | None]) -> list[bytes | BadSample]:
+        """The bytes of one place per row. What does not match its digest is read once more past every cache."""
+        read = iter(self.shards.read([place for place in places if place is not None]))
         found: list[bytes | BadSample] = []
-        read = iter(self.shards.read(wanted))
-        for sample, span in zip(samples, spans, strict=True):
-            if span is None:
-                found.append(self._bad(sample, "has no stored image of this kind"))
+        for row, place in zip(rows, places, strict=True):
+            if place is None:
+                found.append(self._bad(row, "has no stored image of this kind"))
                 continue
+            shard, span = place
             data = next(read)
             if not matches(data, span):
-                data = self.shards.read_again(sample.shard, span)
-            found.append(data if matches(data, span) else self._bad(sample, _difference(data, span)))
+                data = self.shards.read_again(shard, span)
+            found.append(data if matches(data, span) else self._bad(row, _difference(data, span)))
         return found
 
-    def _bad(self, sample: Sample, reason: str) -> BadSample:
+    def _bad(self, row: int, reason: str) -> BadSample:
+        sample = self.dataset.sample(row)
         return BadSample(sample.sample_id, self.shards.store.url_of(sample.shard), reason)
+
+
+def decode_rgb_png(data: bytes) -> np.ndarray:
+    """A stored rendition as uint8 [H, W, 3].
+
+    By libpng through torchvision, which takes a fifth less time than Pillow and gives the same pixels.
+
+    Raises:
+        RuntimeError: the bytes are no PNG.
+    """
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the buffer is not writable, and nobody writes to it
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+    return decode_png(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
 def matches(data: bytes, span: Span) -> bool:

@@ -17,11 +17,6 @@ from fmad_dist.stream.shards import ReadOptions
 class SampleSource(ABC):
     """Reads in two parts, so that the bytes of one batch can travel while another is decoded."""
 
-    @property
-    @abstractmethod
-    def is_remote(self) -> bool:
-        """Whether fetching waits for a network."""
-
     @abstractmethod
     def fetch(self, indices: Sequence[int]) -> Any:
         """The verified bytes of global indices, as `decode` takes them."""
@@ -29,6 +24,10 @@ class SampleSource(ABC):
     @abstractmethod
     def decode(self, fetched: Any) -> list[Tensor | BadSample]:
         """One tensor per index that was fetched, or what is wrong with that sample."""
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One tensor [B, ...] of those that `decode` gave."""
+        return torch.stack(list(tensors))
 
     def read(self, index: int) -> Tensor:
         """One tensor.
@@ -62,10 +61,6 @@ class ImageSource(SampleSource):
         self.mixture = mixture
         self.readers = {dataset.name: SampleReader(dataset, image_size, options) for dataset in mixture.datasets}
 
-    @property
-    def is_remote(self) -> bool:
-        return not all(reader.shards.store.is_local for reader in self.readers.values())
-
     def fetch(self, indices: Sequence[int]) -> list[_FetchedPart]:
         places: dict[str, list[int]] = {}
         rows: dict[str, list[int]] = {}
@@ -74,6 +69,10 @@ class ImageSource(SampleSource):
             places.setdefault(dataset.name, []).append(place)
             rows.setdefault(dataset.name, []).append(row)
         return [_FetchedPart(places[name], name, self.readers[name].fetch(rows[name])) for name in rows]
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """[B, 3, H, W] in channels-last memory, as decoders give it and convolutions like it."""
+        return torch.stack([tensor.permute(1, 2, 0) for tensor in tensors]).permute(0, 3, 1, 2)
 
     def decode(self, fetched: list[_FetchedPart]) -> list[Tensor | BadSample]:
         found: dict[int, Tensor | BadSample] = {}
@@ -84,6 +83,5 @@ class ImageSource(SampleSource):
 
 
 def _as_tensor(image: np.ndarray | BadSample) -> Tensor | BadSample:
-    if isinstance(image, BadSample):
-        return image
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    """[3, H, W] over the decoder's own memory [H, W, 3]."""
+    return image if isinstance(image, BadSample) else torch.from_numpy(image).permute(2, 0, 1)

@@ -10,7 +10,6 @@ from fmad_dist.errors import UserError
 from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.scoring.calibration import Calibration, fit_thresholds
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sources import ImageSource
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.training.weights import averaged_weights
 
@@ -35,7 +34,7 @@ def build_detector(job: "TrainJob") -> Detector:
     """The averaged network with everything around it, not yet calibrated."""
     config = job.config
     network: DiTSpec = job.engine.network.spec  # type: ignore[assignment]
-    manifests = {dataset.name: dataset.manifest for dataset in job.mixture.datasets}
+    manifests = {dataset.name: dataset.manifest for dataset in job.data.mixture.datasets}
     spec = DetectorSpec(
         features=config.features.model_copy(update={"cache": None}),
         backbone_digest=job.features.weights_digest,
@@ -43,7 +42,7 @@ def build_detector(job: "TrainJob") -> Detector:
         scorer=config.scorer,
         protocol=config.protocol,
         seed=config.train.seed,
-        class_names=tuple(job.mixture.class_names),
+        class_names=tuple(job.data.mixture.class_names),
         manifest_digests={name: manifest.digest for name, manifest in manifests.items()},
         licences={name: manifest.licence for name, manifest in manifests.items()},
         train_step=config.train.steps,
@@ -52,7 +51,7 @@ def build_detector(job: "TrainJob") -> Detector:
     detector.backbone.load_state_dict(job.features.backbone.state_dict())
     detector.whitening.load_state_dict(job.features.whitening.state_dict())
     detector.network.load_state_dict(averaged_weights(job.engine, job.ema))
-    numbers = job.mixture.class_numbers[job.features.rows]
+    numbers = job.data.mixture.class_numbers[job.features.rows]
     detector.class_means.copy_(job.features.class_means(numbers, len(spec.class_names)))
     return detector
 
@@ -63,9 +62,9 @@ def calibrate(detector: Detector, job: "TrainJob") -> Calibration:
     Raises:
         UserError: more held-out images are damaged than `data.max_bad_samples` allows, or all of a class.
     """
-    rows = job.split.held_out
+    rows = job.data.split.held_out
     share = rows[job.world.share(len(rows))]
-    images = ImageSource(job.mixture, detector.image_size, job.config.data.reading)
+    images = job.data.images
     scores: list[float] = []
     for start in range(0, len(share), SCORE_BATCH):
         found = images.decode(images.fetch(share[start : start + SCORE_BATCH].tolist()))
@@ -76,7 +75,7 @@ def calibrate(detector: Detector, job: "TrainJob") -> Calibration:
     job.bad.settle()
     gathered = np.array([score for part in gather_objects(scores) for score in part])
     usable = ~np.isnan(gathered)
-    numbers = job.mixture.class_numbers[rows][usable]
+    numbers = job.data.mixture.class_numbers[rows][usable]
     empty = set(range(len(detector.spec.class_names))) - set(numbers.tolist())
     if empty:
         name = detector.spec.class_names[min(empty)]

@@ -15,10 +15,8 @@ from fmad_dist.features.prepare import PreparedFeatures, prepare_features
 from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.networks.dit import DiT, dit_spec
 from fmad_dist.progress import Progress
-from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
-from fmad_dist.stream.mixture import Mixture, TrainSplit
-from fmad_dist.stream.plan import BatchLayout, StreamPlan
-from fmad_dist.stream.training_stream import open_stream
+from fmad_dist.stream.batches import Batch
+from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
 from fmad_dist.training.bad_samples import BadSamples
@@ -29,6 +27,7 @@ from fmad_dist.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
+from fmad_dist.training.data import TrainingData, open_data
 from fmad_dist.training.ema import ShardedEma
 from fmad_dist.training.engine import Engine, build_engine, describe, gather_objects, start_accelerator
 from fmad_dist.training.finish import finish_run
@@ -44,9 +43,7 @@ class TrainJob:
 
     config: RunConfig
     world: World
-    mixture: Mixture
-    split: TrainSplit
-    plan: StreamPlan
+    data: TrainingData
     layout: BatchLayout
     features: PreparedFeatures
     engine: Engine
@@ -61,7 +58,7 @@ class TrainJob:
 
     def state(self, step: int) -> TrainState:
         network = asdict(self.engine.network.spec)  # type: ignore[call-overload]
-        return TrainState(step, self.ema.updates, self.plan.digest, network, self.tracked.run_id)
+        return TrainState(step, self.ema.updates, self.data.digest, network, self.tracked.run_id)
 
 
 def train(config: RunConfig, world: World) -> Path:
@@ -101,24 +98,21 @@ def train(config: RunConfig, world: World) -> Path:
 def set_up(config: RunConfig, world: World) -> TrainJob:
     """Plan the data, join the processes, prepare features, build the network; in the order of what fails fastest."""
     settings = config.train
-    stream = open_stream(config.data, settings.seed)
-    mixture, split = stream.mixture, stream.split
+    data = open_data(config, world)
     layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
     record = RunRecord(config.run_dir, world.is_main)
     accelerator = start_accelerator(settings, layout)
     bad = BadSamples(config.data.max_bad_samples, record, gather_objects)
-    features = prepare_features(
-        config.features, mixture, split.train, world, accelerator.device, gather_objects, config.data.reading
-    )
-    bad.note(features.bad)
+    features = prepare_features(config.features, data, world, accelerator.device, gather_objects, config.data.reading)
+    bad.note((*data.bad, *features.bad))
     bad.settle()
-    num_classes = len(mixture.class_names) if config.model.use_labels else 0
+    num_classes = len(data.mixture.class_names) if config.model.use_labels else 0
     torch.manual_seed(settings.seed)
     spec = dit_spec(config.model.preset, features.backbone.num_channels, config.features.grid, num_classes)
     engine = build_engine(accelerator, DiT(spec, config.model.checkpointing), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
-    return TrainJob(config, world, mixture, split, stream.plan, layout, features, engine, ema, record, tracked, bad)
+    return TrainJob(config, world, data, layout, features, engine, ema, record, tracked, bad)
 
 
 def resume(job: TrainJob) -> int:
@@ -127,7 +121,7 @@ def resume(job: TrainJob) -> int:
     state = None
     if found:
         network = job.engine.network.spec
-        state = read_state(found[-1], network, job.plan.digest)  # type: ignore[arg-type]
+        state = read_state(found[-1], network, job.data.digest)  # type: ignore[arg-type]
         if state.step > job.config.train.steps:
             raise UserError(f"train.steps: {job.config.train.steps}, but {found[-1]} is further; raise it.")
         load_checkpoint(found[-1], job.engine, job.ema, state)
@@ -154,10 +148,9 @@ def is_finished(job: TrainJob, start: int) -> bool:
 
 def read_batches(job: TrainJob, start: int) -> Iterator[Batch]:
     """This rank's micro batches from step `start` on, in order."""
-    dataset = StreamDataset(job.features.source, job.mixture, job.plan)
-    positions = job.layout.batches(job.world.rank, start, job.config.train.steps)
     pin = job.engine.device.type == "cuda"
-    return stream_batches(dataset, positions, workers=job.config.data.workers, pin_memory=pin)
+    stop = job.config.train.steps
+    return job.data.batches(job.features.source, job.layout, job.world.rank, start, stop, pin)
 
 
 def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Meter) -> str:
@@ -173,7 +166,7 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
         "loss": loss,
         "lr": learning_rate(job.config.train, done - 1),
         "grad_norm": float(job.engine.deepspeed.get_global_grad_norm() or 0.0),
-        "epoch": done * job.layout.global_batch / job.plan.epoch_size,
+        **({"epoch": done * job.layout.global_batch / job.data.epoch_size} if job.data.epoch_size else {}),
         "samples": done * job.layout.global_batch,
         "bad_samples": job.bad.settle() if num_new else len(job.bad.known),
         **meter.read(),

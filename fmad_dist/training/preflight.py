@@ -9,25 +9,24 @@ from fmad_dist.features.backbones import load_backbone
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.dit import dit_spec
 from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.stream.sources import ImageSource
-from fmad_dist.stream.training_stream import TrainingStream
 from fmad_dist.training.checkpoint import list_checkpoints, read_state
+from fmad_dist.training.data import open_data
 
 
-def check_job(config: RunConfig, stream: TrainingStream, processes: int) -> None:
+def check_job(config: RunConfig, processes: int) -> None:
     """Check configuration, data, backbone, run directory and an existing checkpoint against each other.
 
     Raises:
         UserError: the first thing that would make the job fail.
     """
     BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
-    ImageSource(stream.mixture, config.features.image_size)
+    data = open_data(config)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
     found = list_checkpoints(config.run_dir / "checkpoints")
     if found:
-        num_classes = len(stream.mixture.class_names) if config.model.use_labels else 0
+        num_classes = len(data.mixture.class_names) if config.model.use_labels else 0
         network = dit_spec(config.model.preset, backbone.num_channels, config.features.grid, num_classes)
-        read_state(found[-1], network, stream.plan.digest)
+        read_state(found[-1], network, data.digest)
     _check_writable(config.run_dir)
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from fmad_dist.features.cache import (
 )
 from fmad_dist.features.prepare import prepare_features
 from fmad_dist.stream.manifest import Dataset, load_dataset
-from fmad_dist.stream.mixture import Mixture, split_normals
+from fmad_dist.stream.mixture import Mixture, TrainSplit, split_normals
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sources import ImageSource
+from fmad_dist.stream.sources import ImageSource, SampleSource
 from fmad_dist.world import World
 
 CPU = torch.device("cpu")
@@ -40,6 +41,19 @@ def build(url: str, dataset: Dataset, backbone: Backbone, size: int = 1) -> Feat
     """What `size` processes do, one after the other."""
     parts = [compute_shards(url, dataset, backbone, WEIGHTS, World(rank, size), CPU) for rank in range(size)]
     return seal_cache(url, dataset, backbone, WEIGHTS, [part for rank in parts for part in rank])
+
+
+@dataclass
+class Images:
+    """What preparation needs to know about the images of a run."""
+
+    mixture: Mixture
+    split: TrainSplit
+    images: SampleSource
+
+
+def images_of(mixture: Mixture, rows: np.ndarray) -> Images:
+    return Images(mixture, TrainSplit(rows, rows[:0]), ImageSource(mixture, SIDE))
 
 
 def record(cache: FeatureCache, number: int) -> torch.Tensor:
@@ -211,8 +225,8 @@ def test_a_damaged_image_has_a_record_that_says_so(own_copy: Path, tmp_path: Pat
     assert np.isnan(source.moments(rows)).any(axis=(1, 2)).nonzero()[0].tolist() == [4]
 
     config = CONFIG.model_copy(update={"cache": str(tmp_path / "other")})
-    fresh = prepare_features(CONFIG, mixture, rows, World(), CPU, lambda item: [item])
-    cached = prepare_features(config, mixture, rows, World(), CPU, lambda item: [item])
+    fresh = prepare_features(CONFIG, images_of(mixture, rows), World(), CPU, lambda item: [item])
+    cached = prepare_features(config, images_of(mixture, rows), World(), CPU, lambda item: [item])
     for prepared in (fresh, cached):
         assert [one.sample_id for one in prepared.bad] == [sample.sample_id]
         assert prepared.rows.tolist() == [index for index in rows.tolist() if index != row]
@@ -225,8 +239,8 @@ CONFIG = FeatureConfig(taps=(1, 2), grid=4, image_size=SIDE)
 def test_with_or_without_a_cache_the_inputs_are_the_same(tmp_path: Path, tiny_mixture: Mixture) -> None:
     rows = split_normals(tiny_mixture, 0.1).train
     config = CONFIG.model_copy(update={"cache": str(tmp_path)})
-    fresh = prepare_features(CONFIG, tiny_mixture, rows, World(), CPU, lambda item: [item])
-    cached = prepare_features(config, tiny_mixture, rows, World(), CPU, lambda item: [item])
+    fresh = prepare_features(CONFIG, images_of(tiny_mixture, rows), World(), CPU, lambda item: [item])
+    cached = prepare_features(config, images_of(tiny_mixture, rows), World(), CPU, lambda item: [item])
     assert (fresh.cached, cached.cached) == (False, True)
     assert torch.equal(fresh.whitening.mean, cached.whitening.mean)
     assert torch.equal(fresh.whitening.std, cached.whitening.std)
@@ -238,7 +252,7 @@ def test_with_or_without_a_cache_the_inputs_are_the_same(tmp_path: Path, tiny_mi
 def test_held_out_images_do_not_shape_the_whitening(tmp_path: Path, tiny_mixture: Mixture) -> None:
     config = CONFIG.model_copy(update={"cache": str(tmp_path)})
     split = split_normals(tiny_mixture, 0.3)
-    prepared = prepare_features(config, tiny_mixture, split.train, World(), CPU, lambda item: [item])
+    prepared = prepare_features(config, images_of(tiny_mixture, split.train), World(), CPU, lambda item: [item])
     x = torch.stack([prepared.source.read(int(row)) for row in split.train])
     white = prepared.whitening(x)
     assert white.mean(dim=(0, 2, 3)).abs().max() < 1e-4
@@ -247,7 +261,7 @@ def test_held_out_images_do_not_shape_the_whitening(tmp_path: Path, tiny_mixture
 
 def test_class_means_by_hand(tiny_mixture: Mixture) -> None:
     rows = tiny_mixture.rows("train")
-    prepared = prepare_features(CONFIG, tiny_mixture, rows, World(), CPU, lambda item: [item])
+    prepared = prepare_features(CONFIG, images_of(tiny_mixture, rows), World(), CPU, lambda item: [item])
     numbers = tiny_mixture.class_numbers[rows]
     found = prepared.class_means(numbers, 3)
     for number in range(3):
@@ -262,6 +276,6 @@ def test_a_sample_of_a_large_dataset_still_has_every_class(
     """A class without a mean would have the distance NaN to every image, and NaN counts as the smallest."""
     monkeypatch.setattr(prepare_module, "MAX_WHITENING_IMAGES", 2)
     rows = tiny_mixture.rows("train")
-    prepared = prepare_features(CONFIG, tiny_mixture, rows, World(), CPU, lambda item: [item])
+    prepared = prepare_features(CONFIG, images_of(tiny_mixture, rows), World(), CPU, lambda item: [item])
     assert len(prepared.rows) < 6
     assert prepared.class_means(tiny_mixture.class_numbers[prepared.rows], 3).isfinite().all()

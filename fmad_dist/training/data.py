@@ -1,0 +1,143 @@
+"""What training needs to know about its images, whether an index says it or tars are read in order."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from fmad_dist.config import RunConfig
+from fmad_dist.errors import UserError
+from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
+from fmad_dist.stream.manifest import FOREIGN, INDEX_SCHEMA, ClassCounts, Dataset, IndexInfo, Manifest, Rendition
+from fmad_dist.stream.mixture import Mixture, TrainSplit
+from fmad_dist.stream.plan import BatchLayout
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.sequential import SequentialSource, sequential_batches, survey
+from fmad_dist.stream.sources import ImageSource, SampleSource
+from fmad_dist.stream.training_stream import open_stream
+from fmad_dist.world import World
+
+GUARANTEES = (
+    "data.mode sequential: the order of samples depends on the number of processes and workers, a resumed run begins a "
+    "new pass instead of going on where it stopped, and processes pass over their own tars as often as they need. All "
+    "images are one class; whitening and thresholds come from the first images of the tars. `fmad data index` gives "
+    "the exact stream."
+)
+
+
+class TrainingData(ABC):
+    """Images that train, images that calibrate, and the batches of a rank."""
+
+    mixture: Mixture
+    split: TrainSplit
+    digest: str  # checkpoints of other data are refused by it
+    epoch_size: int | None  # None: not known
+    images: SampleSource  # uint8 images by global index, for whitening and thresholds
+    bad: tuple[BadSample, ...] = ()  # damaged samples that were met already
+
+    @abstractmethod
+    def batches(
+        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+    ) -> Iterator[Batch]:
+        """Micro batches of steps [start, stop) of a rank, in order; `features` is what they are read from."""
+
+
+class IndexedData(TrainingData):
+    """The exact stream of converted or indexed datasets."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.stream = open_stream(config.data, config.train.seed)
+        self.mixture, self.split = self.stream.mixture, self.stream.split
+        self.digest = self.stream.plan.digest
+        self.epoch_size = self.stream.plan.epoch_size
+        self.images = ImageSource(self.mixture, config.features.image_size, config.data.reading)
+        self.workers = config.data.workers
+
+    def batches(
+        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+    ) -> Iterator[Batch]:
+        dataset = StreamDataset(features, self.mixture, self.stream.plan)
+        return stream_batches(dataset, layout.batches(rank, start, stop), workers=self.workers, pin_memory=pin)
+
+
+class SequentialData(TrainingData):
+    """Tars without an index. Their first images stand for a dataset, for whitening and thresholds.
+
+    Raises:
+        UserError: the configuration asks for what needs an index, or there are too few images.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.features.cache is not None or config.model.use_labels:
+            field = "features.cache" if config.features.cache is not None else "model.use_labels"
+            raise UserError(f"{field}: needs an index; unset it, or index the tars with `fmad data index`.")
+        data = config.data
+        self.source = SequentialSource(
+            data.manifests, config.features.image_size, data.holdout, config.train.seed, data.patience_s
+        )
+        images, bad = survey(self.source)
+        images.sort(key=lambda image: image.sample_id)
+        self.mixture = _in_memory(self.source, [image.sample_id for image in images])
+        held = np.array([self.source.is_held_out(image.sample_id) for image in images])
+        self.split = TrainSplit(np.flatnonzero(~held), np.flatnonzero(held))
+        self.images = MemoryImages([torch.from_numpy(image.pixels.transpose(2, 0, 1).copy()) for image in images])
+        self.bad = tuple(bad)
+        self.digest = self.source.digest
+        self.epoch_size = None
+        self.workers = data.workers
+
+    def batches(
+        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+    ) -> Iterator[Batch]:
+        positions = layout.batches(rank, start, stop)
+        found = sequential_batches(
+            self.source, positions, rank=rank, world=layout.world_size, start=start, workers=self.workers
+        )
+        return (batch.pin_memory() for batch in found) if pin else found
+
+
+class MemoryImages(SampleSource):
+    """Images that are in memory already."""
+
+    def __init__(self, images: list[Tensor]) -> None:
+        self.all = images
+
+    def fetch(self, indices: Sequence[int]) -> list[Tensor]:
+        return [self.all[index] for index in indices]
+
+    def decode(self, fetched: list[Tensor]) -> list[Tensor | BadSample]:
+        return list(fetched)
+
+
+def open_data(config: RunConfig, world: World | None = None) -> TrainingData:
+    """The data of a run; in sequential mode the main process says what that means."""
+    if config.data.mode == "indexed":
+        return IndexedData(config)
+    if world is not None and world.is_main:
+        print(GUARANTEES, flush=True)
+    return SequentialData(config)
+
+
+def _in_memory(source: SequentialSource, sample_ids: list[str]) -> Mixture:
+    """A mixture of one dataset without files whose rows are the given images."""
+    rows = [
+        dict.fromkeys(INDEX_SCHEMA.names)
+        | {"sample_id": one, "class_name": "all", "split": "train", "label": 0, "defect_type": "good", "shard": 0}
+        for one in sample_ids
+    ]
+    manifest = Manifest(
+        dataset=source.name,
+        layout=FOREIGN,
+        licence="unknown",
+        source=", ".join(source.urls),
+        rendition=Rendition(size=source.image_size, image_resample="", mask_resample=""),
+        source_digest=source.digest,
+        classes={"all": ClassCounts(train=len(sample_ids))},
+        shards=[],
+        index=IndexInfo(name="", num_bytes=0, num_samples=len(sample_ids), sha256=source.digest),
+    ).sealed()
+    dataset = Dataset(source.urls[0], manifest, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    return Mixture((dataset,), np.array([0, len(sample_ids)]))
