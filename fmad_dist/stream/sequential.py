@@ -187,24 +187,27 @@ class SequentialBatches(IterableDataset):
                 yield _batch(images, bad)
                 images, bad = [], []
 
-    def _endless(self, worker: int, num_workers: int) -> "Iterator[Image | BadSample]":
-        """Pass after pass over this worker's tars, without what is held out."""
+    def _endless(self, worker: int, num_workers: int) -> Iterator[Image | BadSample]:
+        for number in itertools.count():
+            some = False
+            for found in self.one_pass(number, worker, num_workers):
+                some = some or isinstance(found, Image)
+                yield found
+            if not some:
+                raise UserError(f"{self.tars[0]}: a reader found no image to train on in its tars; use fewer workers.")
+
+    def one_pass(self, number: int, worker: int, num_workers: int) -> Iterator[Image | BadSample]:
+        """What one reader gets in a pass, without what is held out: all readers together get every image once."""
         from webdataset.filters import shuffle
 
-        for number in itertools.count():
-            order = list(self.tars)
-            random.Random(f"{self.source.seed}|{self.start}|{number}").shuffle(order)  # the same on all ranks
-            own = order[self.rank :: self.world][worker::num_workers]
-            rng = random.Random(f"{self.source.seed}|{self.start}|{number}|{self.rank}|{worker}")
-            some = False
-            for found in map(self.source.decoded, shuffle(BUFFER, rng=rng)(self.source.samples(own))):
-                if isinstance(found, Image) and not self.source.is_held_out(found.sample_id):
-                    some = True
-                    yield found
-                elif isinstance(found, BadSample):
-                    yield found
-            if not some:
-                raise UserError(f"{own[0]}: no image to train on in {len(own)} tars of one reader; use fewer workers.")
+        key = f"{self.source.seed}|{self.start}|{number}"
+        order = list(self.tars)
+        random.Random(key).shuffle(order)  # the same on all ranks
+        own = order[self.rank :: self.world][worker::num_workers]
+        buffered = shuffle(BUFFER, rng=random.Random(f"{key}|{self.rank}|{worker}"))
+        for found in map(self.source.decoded, buffered(self.source.samples(own))):
+            if isinstance(found, BadSample) or (found and not self.source.is_held_out(found.sample_id)):
+                yield found
 
 
 def _batch(images: list[Image], bad: list[BadSample]) -> Batch:
