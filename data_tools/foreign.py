@@ -8,11 +8,10 @@ readers resize it by the rules of a conversion.
 import hashlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
 
 import pyarrow as pa
 from PIL import Image
@@ -26,11 +25,8 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import IMAGE_SUFFIXES, decoding
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
+from fmad_dist.stream.foreign_tars import SPLITS, Facts, TarStream, marks_defect, mask_number, split_of_tar
 from fmad_dist.stream.manifest import FOREIGN, IndexInfo, Manifest, Rendition, ShardInfo, Span
-
-_MASK = re.compile(r"(mask|seg)(\.(\d+))?\.(png|bmp|tif|tiff)")
-_LABELS = {"0": 0, "1": 1, "normal": 0, "good": 0, "anomaly": 1, "anomalous": 1}
-_SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class Defaults:
 
     def __post_init__(self) -> None:
         check_dataset_name(self.dataset)
-        if self.split is not None and self.split not in _SPLITS:
+        if self.split is not None and self.split not in SPLITS:
             raise UserError(f"--split {self.split!r}: give train, val or test.")
 
 
@@ -56,24 +52,9 @@ class _Group:
     image: Span | None = None
     image_name: str = ""
     size: tuple[int, int] = (0, 0)  # width, height
-    masks: dict[int, Span] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    masks: dict[tuple[int, str], Span] = field(default_factory=dict)  # those that mark something
+    facts: Facts = field(default_factory=Facts)
     class_text: str = ""
-
-
-class _HashingReader:
-    """A stream that counts and digests what is read from it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.digest.update(data)
-        self.num_bytes += len(data)
-        return data
 
 
 def index_tars(
@@ -129,16 +110,14 @@ def _tar_names(store: Store) -> list[str]:
 def _read_tar(store: Store, name: str, position: int, defaults: Defaults) -> tuple[ShardInfo, list[dict[str, object]]]:
     where = store.url_of(name)
     groups: dict[str, _Group] = {}
-    with store.open(name) as opened:
-        stream = _HashingReader(opened)
+    digest = hashlib.sha256()
+    with closing(TarStream(store, name, digest.update)) as stream:
         try:
             for member, offset, data in _members(stream):
                 _place(groups, member, offset, data, where)
         except tarfile.TarError as error:
-            raise UserError(f"{where}: not a complete tar ({first_line(error)}); replace it.") from None
-        while stream.read(1 << 20):
-            pass  # the padding behind the last member belongs to the digest
-    split = defaults.split or next((word for word in _SPLITS if word in re.split(r"[^a-z]+", name.lower())), "train")
+            raise UserError(f"{where}: not a plain and complete tar ({first_line(error)}); replace it.") from None
+    split = defaults.split or split_of_tar(name) or "train"
     samples = [group for group in groups.values() if group.image is not None]
     without = next((group for group in groups.values() if group.image is None and group.masks), None)
     if without is not None:
@@ -149,27 +128,30 @@ def _read_tar(store: Store, name: str, position: int, defaults: Defaults) -> tup
         split=split,
         num_bytes=stream.num_bytes,
         num_samples=len(rows),
-        sha256=stream.digest.hexdigest(),
+        sha256=digest.hexdigest(),
     )
     return shard, rows
 
 
-def _members(stream: _HashingReader) -> Iterator[tuple[str, int, bytes]]:
-    """Name, offset of the content and content of every regular file, in order, without seeking.
+def _members(stream: TarStream) -> Iterator[tuple[str, int, bytes]]:
+    """Name, offset of the content and content of every regular file, in order, without seeking; reads to the end.
 
     Raises:
-        tarfile.TarError: the stream is no tar or ends inside a member.
+        tarfile.TarError: the stream is no tar, is cut, or has something that byte ranges cannot address.
     """
     with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # read() is all it uses
         for member in tar:
-            if member.isfile():
+            if member.isfile() and not member.issparse():
                 extracted = tar.extractfile(member)
                 data = extracted.read() if extracted else b""
                 if len(data) != member.size:
                     raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
                 yield member.name.removeprefix("./"), member.offset_data, data
             elif not member.isdir():
-                raise tarfile.ReadError(f"{member.name} is a link")
+                raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
+            tar.members = []  # they would pile up
+        if not stream.is_whole(tar.offset):
+            raise tarfile.ReadError(f"it is cut or damaged at byte {tar.offset}")
 
 
 def _place(groups: dict[str, _Group], member: str, offset: int, data: bytes, where: str) -> None:
@@ -181,9 +163,10 @@ def _place(groups: dict[str, _Group], member: str, offset: int, data: bytes, whe
     key = f"{folder}/{stem}".lstrip("/")
     group = groups.setdefault(key, _Group(key))
     extension = extension.lower()
-    mask = _MASK.fullmatch(extension)
-    if mask:
-        group.masks[int(mask[3] or 0)] = Span(offset, len(data), hashlib.sha256(data).hexdigest())
+    number = mask_number(extension)
+    if number is not None:
+        if marks_defect(data, f"{where} {member}"):
+            group.masks[number, extension] = Span(offset, len(data), hashlib.sha256(data).hexdigest())
     elif f".{extension}" in IMAGE_SUFFIXES:
         if group.image is not None:
             raise UserError(f"{where}: {key} has two images ({group.image_name} and {member}); keep one of them.")
@@ -191,43 +174,31 @@ def _place(groups: dict[str, _Group], member: str, offset: int, data: bytes, whe
             group.size = image.size
         group.image, group.image_name = Span(offset, len(data), hashlib.sha256(data).hexdigest()), member
     elif extension == "json":
-        group.facts = _facts(data, f"{where} {member}")
+        group.facts = Facts.parse(data, f"{where} {member}")
     elif extension in ("cls", "cls.txt"):
         group.class_text = data.decode(errors="replace").strip()
-
-
-def _facts(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(data)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({first_line(error)}); correct or remove it.") from None
-    return facts if isinstance(facts, dict) else {}
 
 
 def _row(group: _Group, position: int, split: str, defaults: Defaults, where: str) -> dict[str, object]:
     facts, image = group.facts, group.image
     assert image is not None
     folder = group.key.rpartition("/")[0]
-    class_name = str(facts.get("class_name") or facts.get("class") or group.class_text or folder or defaults.class_name)
-    class_name = class_name.replace("/", "_")
-    stated = str(facts.get("label", int(bool(group.masks)))).lower()
-    own_split = str(facts.get("split") or split)
-    if stated not in _LABELS or own_split not in _SPLITS:
-        raise UserError(
-            f"{where}: {group.key} says label {stated!r}, split {own_split!r}; use 0 or 1, train, val or test."
-        )
-    label = _LABELS[stated]
+    class_name = (facts.class_name or group.class_text or folder or defaults.class_name).replace("/", "_")
+    own_split = facts.split or split
+    label = int(bool(group.masks)) if facts.label is None else facts.label
     if label and own_split != "test":
         raise UserError(
             f"{where}: {group.key} is anomalous but in {own_split}; only normal images train and calibrate."
         )
+    if group.masks and not label:
+        raise UserError(f"{where}: {group.key} is said to be normal, but its mask marks a defect; correct one of them.")
     masks = [group.masks[number] for number in sorted(group.masks)]
     return {
         "sample_id": f"{defaults.dataset}/{class_name}/{own_split}/{group.key.removeprefix(f'{class_name}/')}",
         "class_name": class_name,
         "split": own_split,
         "label": label,
-        "defect_type": str(facts.get("defect_type") or ("defect" if label else "good")),
+        "defect_type": facts.defect_type or ("defect" if label else "good"),
         "shard": position,
         "key": group.key,
         "mask_offset": [],
@@ -240,8 +211,8 @@ def _row(group: _Group, position: int, split: str, defaults: Defaults, where: st
         "original_mask_size": [mask.size for mask in masks],
         "original_mask_sha256": [mask.sha256 for mask in masks],
         "mask_ids": [[] for _ in masks],
-        "group": str(facts.get("group") or ""),
-        "view": str(facts.get("view") or ""),
+        "group": facts.group,
+        "view": facts.view,
         "width": group.size[0],
         "height": group.size[1],
         "source": group.image_name,

@@ -15,7 +15,8 @@ from fmad_dist.stream.manifest import FOREIGN, INDEX_SCHEMA, ClassCounts, Datase
 from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sequential import SequentialSource, sequential_batches, survey
+from fmad_dist.stream.sequential import Encoded, SequentialSource, survey
+from fmad_dist.stream.sequential_batches import sequential_batches
 from fmad_dist.stream.sources import ImageSource, SampleSource
 from fmad_dist.stream.training_stream import open_stream
 from fmad_dist.world import World
@@ -71,20 +72,18 @@ class SequentialData(TrainingData):
     """
 
     def __init__(self, config: RunConfig) -> None:
-        if config.features.cache is not None or config.model.use_labels:
-            field = "features.cache" if config.features.cache is not None else "model.use_labels"
-            raise UserError(f"{field}: needs an index; unset it, or index the tars with `fmad data index`.")
+        _refuse_unused(config)
         data = config.data
         self.source = SequentialSource(
             data.manifests, config.features.image_size, data.holdout, config.train.seed, data.patience_s
         )
-        images, bad = survey(self.source)
-        images.sort(key=lambda image: image.sample_id)
-        self.mixture = _in_memory(self.source, [image.sample_id for image in images])
-        held = np.array([self.source.is_held_out(image.sample_id) for image in images])
+        found = survey(self.source)
+        self.num_left_out = found.num_left_out
+        self.mixture = _in_memory(self.source, [image.sample_id for image in found.images])
+        held = np.array([self.source.is_held_out(image.sample_id) for image in found.images])
         self.split = TrainSplit(np.flatnonzero(~held), np.flatnonzero(held))
-        self.images = MemoryImages([torch.from_numpy(image.pixels.transpose(2, 0, 1).copy()) for image in images])
-        self.bad = tuple(bad)
+        self.images = EncodedImages(self.source, found.images)
+        self.bad = found.bad
         self.digest = self.source.digest
         self.epoch_size = None
         self.workers = data.workers
@@ -99,26 +98,50 @@ class SequentialData(TrainingData):
         return (batch.pin_memory() for batch in found) if pin else found
 
 
-class MemoryImages(SampleSource):
-    """Images that are in memory already."""
+class EncodedImages(SampleSource):
+    """Images whose encoded bytes are in memory."""
 
-    def __init__(self, images: list[Tensor]) -> None:
-        self.all = images
+    def __init__(self, source: SequentialSource, images: Sequence[Encoded]) -> None:
+        self.source = source
+        self.encoded = images
 
-    def fetch(self, indices: Sequence[int]) -> list[Tensor]:
-        return [self.all[index] for index in indices]
+    def fetch(self, indices: Sequence[int]) -> list[Encoded]:
+        return [self.encoded[index] for index in indices]
 
-    def decode(self, fetched: list[Tensor]) -> list[Tensor | BadSample]:
-        return list(fetched)
+    def decode(self, fetched: list[Encoded]) -> list[Tensor | BadSample]:
+        found = map(self.source.decoded, fetched)
+        return [one if isinstance(one, BadSample) else torch.tensor(one.pixels).permute(2, 0, 1) for one in found]
 
 
 def open_data(config: RunConfig, world: World | None = None) -> TrainingData:
     """The data of a run; in sequential mode the main process says what that means."""
     if config.data.mode == "indexed":
         return IndexedData(config)
+    data = SequentialData(config)
     if world is not None and world.is_main:
         print(GUARANTEES, flush=True)
-    return SequentialData(config)
+        if data.num_left_out:
+            print(
+                f"data.mode sequential: {data.num_left_out} of the first samples are anomalous, of another split or "
+                "without an image; such samples do not train.",
+                flush=True,
+            )
+    return data
+
+
+def _refuse_unused(config: RunConfig) -> None:
+    """What sequential reading would pass over in silence."""
+    unused = {
+        "features.cache": config.features.cache,
+        "model.use_labels": config.model.use_labels,
+        "data.cache": config.data.cache,
+        "data.weights": config.data.weights,
+        "data.class_weights": config.data.class_weights,
+        "data.temperature": config.data.temperature != 1.0,
+    }
+    for name, value in unused.items():
+        if value:
+            raise UserError(f"{name}: needs an index; unset it, or index the tars with `fmad data index`.")
 
 
 def _in_memory(source: SequentialSource, sample_ids: list[str]) -> Mixture:

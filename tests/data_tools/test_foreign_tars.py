@@ -21,6 +21,7 @@ from data_tools.lint import lint
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
+from fmad_dist.stream.foreign_tars import READ_ATTEMPTS, TarStream, split_of_tar
 from fmad_dist.stream.manifest import load_dataset
 from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.stream.reader import SampleReader
@@ -87,6 +88,43 @@ def test_everything_is_found(tars: Path) -> None:
     np.testing.assert_array_equal(reader.image(2), np.asarray(stored))
     split = split_normals(Mixture.load([str(tars)]), 0.3)
     assert (len(split.train), len(split.held_out)) == (5, 2)
+
+
+def test_numbers_as_classes_and_empty_masks(tmp_path: Path) -> None:
+    empty = np.zeros_like(spot())
+    write(
+        tmp_path / "x.tar",
+        {"__key__": "in/a", "png": encoded(noise(1)), "json": b'{"class": 0}', "mask.png": encoded(empty)},
+        {"__key__": "in/b", "png": encoded(noise(2)), "json": b'{"class": 0, "split": "validation"}'},
+        {
+            "__key__": "in/c",
+            "png": encoded(noise(3)),
+            "json": b'{"class": 0, "split": "test"}',
+            "mask.0.png": encoded(empty),
+            "mask.1.png": encoded(spot()),
+            "seg.png": encoded(spot()),
+        },
+    )
+    index_tars(str(tmp_path), Defaults("toy"))
+    dataset = load_dataset(str(tmp_path))
+    assert list(dataset.sample_ids) == ["toy/0/test/in/c", "toy/0/train/in/a", "toy/0/val/in/b"]
+    assert [dataset.sample(row).label for row in range(3)] == [1, 0, 0]
+    assert [len(dataset.sample(row).original_masks) for row in range(3)] == [2, 0, 0]
+    assert lint(str(tmp_path)).num_errors == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-000000.tar", "train"),
+        ("shards/validation_03.tar", "val"),
+        ("train_test_split/val.tar", "val"),
+        ("contest-latest.tar", None),
+        ("Test/part-1.tar", "test"),
+    ],
+)
+def test_split_of_a_tar_by_its_name(name: str, split: str | None) -> None:
+    assert split_of_tar(name) == split
 
 
 def test_a_second_run_writes_nothing_until_a_tar_changes(tars: Path) -> None:
@@ -159,6 +197,40 @@ def test_tars_on_object_storage(tars: Path, moto_bucket: str) -> None:
         np.testing.assert_array_equal(reader.image(row), here.image(row))
 
 
+class Failing:
+    """A file whose connection breaks whenever it was read twice."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.reads = 0
+
+    def read(self, size: int) -> bytes:
+        self.reads += 1
+        if self.reads > 2:
+            raise ConnectionResetError("cut")
+        return bytes(self.file.read(size))
+
+    def seek(self, position: int) -> None:
+        self.file.seek(position)
+
+
+def test_a_tar_is_read_on_after_an_outage(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, name = Store(tars), "a/train-000000.tar"
+    plain = store.open
+    monkeypatch.setattr(store, "open", lambda name: Failing(plain(name)))
+    stream = TarStream(store, name)
+    data = b""
+    while block := stream.read(5000):
+        data += block
+    assert data == (tars / name).read_bytes()
+    monkeypatch.setattr(Failing, "read", lambda self, size: (_ for _ in ()).throw(ConnectionResetError("gone")))
+    opened: list[str] = []
+    monkeypatch.setattr(store, "open", lambda name: opened.append(name) or Failing(plain(name)))
+    with pytest.raises(UserError, match=r"train-000000\.tar: the storage does not answer \(gone\)"):
+        TarStream(store, name).read(10)
+    assert len(opened) == READ_ATTEMPTS
+
+
 def add_member(folder: Path, name: str, data: bytes) -> None:
     with tarfile.open(folder / "a" / "train-000009.tar", "w") as tar:
         info = tarfile.TarInfo(name)
@@ -171,12 +243,40 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def rewrite(folder: Path, change: Any) -> None:
+    """Change the first tar, given its bytes and where its third member begins."""
+    path = folder / "a" / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[2].offset
+    path.write_bytes(change(path.read_bytes(), offset))
+
+
 def add(name: str, data: bytes) -> Any:
     return lambda folder: add_member(folder, name, data)
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "truncated": (truncate, r"a/train-000000\.tar: not a complete tar"),
+    "truncated": (truncate, r"a/train-000000\.tar: not a plain and complete tar \("),
+    "cut between members": (
+        lambda folder: rewrite(folder, lambda data, offset: data[:offset]),
+        r"a/train-000000\.tar: .* cut or damaged at byte",
+    ),
+    "damaged header": (
+        lambda folder: rewrite(folder, lambda data, offset: data[:offset] + b"?" * 512 + data[offset + 512 :]),
+        r"a/train-000000\.tar: .* cut or damaged at byte",
+    ),
+    "joined": (
+        lambda folder: rewrite(folder, lambda data, offset: data + data),
+        r"a/train-000000\.tar: .* cut or damaged at byte",
+    ),
+    "contradiction": (
+        lambda folder: write(
+            folder / "c.tar",
+            {"__key__": "k", "png": encoded(noise(1)), "mask.png": encoded(spot()), "json": b'{"label": 0}'},
+        ),
+        r"c\.tar: k is said to be normal, but its mask marks a defect",
+    ),
+    "mask no image": (add("q.mask.png", b"text"), r"q\.mask\.png: cannot be decoded"),
     "compressed": (lambda folder: (folder / "x.tar.gz").write_bytes(b""), r"x\.tar\.gz: a compressed tar"),
     "no image": (add("bolt/9.png", b"text"), r"train-000009\.tar bolt/9\.png: cannot be decoded"),
     "double": (add("bolt/000.png", encoded(noise(1))), "two samples are called toy/bolt/train/000"),

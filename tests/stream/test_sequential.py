@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from fmad_dist.errors import UserError
 from fmad_dist.images import square_rgb
 from fmad_dist.stream import sequential as sequential_module
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sequential import Image, SequentialBatches, SequentialSource, sequential_batches, survey
+from fmad_dist.stream.sequential import Encoded, Image, SequentialSource, survey
+from fmad_dist.stream.sequential_batches import SequentialBatches, sequential_batches
 from fmad_dist.training.data import GUARANTEES, open_data
 from fmad_dist.world import World
 
@@ -33,7 +35,9 @@ def encoded(seed: int, side: int = 20) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight tars of ten training images each; the first also holds a test image, an anomalous one and a note."""
+    """Eight tars of ten training images each; the first also holds five samples that do not train, and one tar is of
+    another split by its name.
+    """
     root = tmp_path / "parts-of-b"
     root.mkdir()
     for tar in range(NUM_TARS):
@@ -44,7 +48,17 @@ def folder(tmp_path: Path) -> Path:
                 writer.write({"__key__": "0/test", "png": encoded(1), "json": b'{"split": "test"}'})
                 writer.write({"__key__": "0/odd", "png": encoded(2), "json": b'{"label": "anomaly"}'})
                 writer.write({"__key__": "0/note", "txt": b"no image"})
+                writer.write({"__key__": "0/marked", "png": encoded(3), "mask.png": mask(255)})
+                writer.write({"__key__": "0/val", "png": encoded(4), "json": b'{"split": "validation"}'})
+    with webdataset.TarWriter(str(root / "x-test.tar"), encoder=False) as writer:
+        writer.write({"__key__": "t/0", "png": encoded(5)})
     return root
+
+
+def mask(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.fromarray(np.full((20, 24), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def source(folder: Path, **changes: Any) -> SequentialSource:
@@ -53,21 +67,39 @@ def source(folder: Path, **changes: Any) -> SequentialSource:
 
 
 def ids(found: Any) -> list[str]:
-    return [image.sample_id for image in found if isinstance(image, Image)]
+    return [image.sample_id for image in found if isinstance(image, Image | Encoded)]
+
+
+def everything(own: SequentialSource) -> list[Encoded | BadSample | None]:
+    return list(map(own.chosen, own.samples(own.tars())))
 
 
 def test_images_are_those_of_the_tars(folder: Path) -> None:
     own = source(folder)
     assert own.name == "parts-of-b"
-    found = [image for image in map(own.decoded, own.samples(own.tars())) if image is not None]
+    found = [image for image in everything(own) if isinstance(image, Encoded)]
     assert ids(found) == [f"parts-of-b/all/train/{tar}/{number}" for tar in range(8) for number in range(10)]
+    assert everything(own).count(None) == 5
     expected = square_rgb(Pillow.open(io.BytesIO(encoded(703))), 16, "x")
-    np.testing.assert_array_equal(found[73].pixels, np.asarray(expected))
+    decoded = own.decoded(found[73])
+    assert isinstance(decoded, Image)
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(expected))
+
+
+def test_an_empty_mask_is_no_defect(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "x.tar"), encoder=False) as writer:
+        writer.write({"__key__": "clean", "png": encoded(1), "mask.png": mask(0)})
+        writer.write({"__key__": "said", "png": encoded(2), "mask.png": mask(9), "json": b'{"label": 0}'})
+        writer.write({"__key__": "odd", "png": encoded(3), "json": b'{"label": "maybe"}'})
+    found = everything(source(tmp_path))
+    assert [one.sample_id.rpartition("/")[2] for one in found if one] == ["clean", "said", "odd"]
+    assert isinstance(found[2], BadSample)
+    assert "label 'maybe' is unknown" in str(found[2])
 
 
 def test_patterns_and_single_tars(folder: Path) -> None:
-    pattern = source(folder, urls=(f"{folder}/x-{{002..004}}.tar", f"{folder}/x-000.tar"))
-    assert [url[-9:] for url in pattern.tars()] == ["x-002.tar", "x-003.tar", "x-004.tar", "x-000.tar"]
+    pattern = source(folder, urls=(f"{folder}/x-{{002..004}}.tar", f"{folder}/x-test.tar"))
+    assert [url.rpartition("x-")[2] for url in pattern.tars()] == ["002.tar", "003.tar", "004.tar", "test.tar"]
     assert pattern.name == "parts-of-b"
     with pytest.raises(UserError, match=r"no \.tar files at .*empty"):
         source(folder / "empty").tars()
@@ -77,7 +109,7 @@ def test_patterns_and_single_tars(folder: Path) -> None:
 def test_readers_share_the_tars_of_a_pass(folder: Path, world: int, workers: int) -> None:
     """Every image that trains is read by exactly one reader per pass."""
     own = source(folder)
-    trained = {name for name in ids(map(own.decoded, own.samples(own.tars()))) if not own.is_held_out(name)}
+    trained = {name for name in ids(everything(own)) if not own.is_held_out(name)}
     assert 50 < len(trained) < 80
     orders = []
     for number in (0, 1):
@@ -115,26 +147,55 @@ def test_a_cut_tar_and_a_damaged_image_are_told_and_passed_over(folder: Path) ->
         writer.write({"__key__": "1/fine", "png": encoded(5)})
     path = folder / "x-002.tar"
     path.write_bytes(path.read_bytes()[:5000])
+    between = folder / "x-003.tar"
+    with tarfile.open(between) as tar:
+        between.write_bytes(between.read_bytes()[: tar.getmembers()[4].offset])
     own = source(folder)
-    found = list(map(own.decoded, own.samples(own.tars())))
+    found = [own.decoded(one) if isinstance(one, Encoded) else one for one in everything(own)]
     bad = [one for one in found if isinstance(one, BadSample)]
-    assert [one.sample_id.rpartition("/")[2] for one in bad] == ["broken", "x-002.tar"]
-    assert [one.url[-9:] for one in bad] == ["x-001.tar", "x-002.tar"]
+    assert [one.sample_id.rpartition("/")[2] for one in bad] == ["broken", "x-002.tar", "x-003.tar"]
+    assert [one.url[-9:] for one in bad] == ["x-001.tar", "x-002.tar", "x-003.tar"]
+    assert not any("object at" in str(one) for one in bad[1:])
     assert "parts-of-b/all/train/1/fine" in ids(found)
+    assert sum("/3/" in name for name in ids(found)) == 4, "what came before the cut is read"
     assert "parts-of-b/all/train/7/9" in ids(found), "the tars behind the cut one are read"
     batches = sequential_batches(own, iter([np.arange(4)] * 18), rank=0, world=1, start=0, workers=0)
     told = {one.sample_id for batch in batches for one in batch.bad}
     assert told == {one.sample_id for one in bad}
 
 
-def test_too_few_tars_or_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_tars_or_images(folder: Path) -> None:
     with pytest.raises(UserError, match="8 tars for 12 readers"):
         next(sequential_batches(source(folder), iter([np.arange(4)]), rank=0, world=4, start=0, workers=3))
-    with pytest.raises(UserError, match=r"80 are held out|of the first 80 images .* 0 are held out"):
+    with pytest.raises(UserError, match=r"of the first 80 images .* 0 are held out"):
         survey(source(folder, holdout=1e-9))
-    monkeypatch.setattr(sequential_module, "SURVEY", 30)
-    images, bad = survey(source(folder))
-    assert (len(images), bad) == (30, [])
+    with pytest.raises(UserError, match=r"no training image among the first samples .*\(1 are"):
+        survey(source(folder, urls=(only_note(folder),)))
+
+
+def test_the_survey_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def num_found() -> tuple[int, int, int]:
+        found = survey(source(folder))
+        num_held = sum(source(folder).is_held_out(image.sample_id) for image in found.images)
+        return len(found.images), num_held, found.num_left_out
+
+    num_held = num_found()[1]
+    assert num_found() == (80, num_held, 5)
+    assert 5 < num_held < 30
+    with monkeypatch.context() as patch:
+        patch.setattr(sequential_module, "SURVEY", 3)
+        assert num_found()[:2] == (6, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(sequential_module, "SURVEYED", 30)
+        assert num_found()[0] == 25
+    monkeypatch.setattr(sequential_module, "SURVEY_BYTES", 40 * len(encoded(0)))
+    assert num_found()[0] == 41
+
+
+def only_note(folder: Path) -> str:
+    with webdataset.TarWriter(str(folder.parent / "note.tar"), encoder=False) as writer:
+        writer.write({"__key__": "note", "txt": b"no image"})
+    return str(folder.parent / "note.tar")
 
 
 def config_of(folder: Path, tmp_path: Path, *overrides: str) -> Any:
@@ -148,7 +209,9 @@ def test_training_data_says_what_it_does_not_guarantee(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = open_data(config_of(folder, tmp_path), World())
-    assert capsys.readouterr().out.strip() == GUARANTEES
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == GUARANTEES
+    assert said[1].startswith("data.mode sequential: 5 of the first samples are anomalous, of another split")
     assert data.mixture.class_names == ["parts-of-b/all"]
     held = {data.mixture.sample_id(int(row)) for row in data.split.held_out}
     assert len(held) + len(data.split.train) == 80
@@ -167,7 +230,15 @@ def _seed(sample_id: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("override", "field"), [("features.cache=x", "features.cache"), ("model.use_labels=true", "model.use_labels")]
+    ("override", "field"),
+    [
+        ("features.cache=x", "features.cache"),
+        ("model.use_labels=true", "model.use_labels"),
+        ("data.cache=x", "data.cache"),
+        ("data.temperature=2", "data.temperature"),
+        ("data.weights={a: 1}", "data.weights"),
+        ("data.class_weights={a/b: 1}", "data.class_weights"),
+    ],
 )
 def test_what_needs_an_index_is_refused(folder: Path, tmp_path: Path, override: str, field: str) -> None:
     with pytest.raises(UserError, match=f"{field}: needs an index"):
