@@ -25,4 +25,5 @@ def test_tars_without_an_index_train_a_detector(job: Job) -> None:
     assert spec["class_names"] == ["data/all"]
     again = fmad(*words, check=False)
     assert again.returncode == 2, "the indexed stream does not go on from a sequential checkpoint"
+    assert "its sample stream is another one" in again.stderr
     assert "Traceback" not in again.stderr

@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 from fmad_dist.config import load_config
 from fmad_dist.errors import UserError
 from fmad_dist.images import square_rgb
+from fmad_dist.storage import Store
 from fmad_dist.stream import sequential as sequential_module
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.sequential import Encoded, Image, SequentialSource, survey
@@ -95,6 +96,16 @@ def test_an_empty_mask_is_no_defect(tmp_path: Path) -> None:
     assert [one.sample_id.rpartition("/")[2] for one in found if one] == ["clean", "said", "odd"]
     assert isinstance(found[2], BadSample)
     assert "label 'maybe' is unknown" in str(found[2])
+
+
+def test_tars_on_object_storage(folder: Path, moto_bucket: str) -> None:
+    store = Store(f"{moto_bucket}/{folder.name}")
+    for path in folder.glob("*.tar"):
+        store.upload(path, path.name)
+    found, local = everything(source(folder, urls=(store.url,))), everything(source(folder))
+    assert [one and (one.sample_id, one.data) for one in found] == [one and (one.sample_id, one.data) for one in local]
+    with pytest.raises(UserError, match=r"x-008\.tar: not found"):
+        everything(source(folder, urls=(f"{store.url}/x-{{007..099}}.tar",)))
 
 
 def test_patterns_and_single_tars(folder: Path) -> None:
