@@ -69,6 +69,10 @@ class FeatureCache:
     store: Store
     info: CacheInfo
 
+    def is_damaged(self, number: int) -> bool:
+        """Whether the image of the n-th training row could not be read when the cache was made."""
+        return not self.info.record_sha256[number]
+
     def fetch(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of records, not yet verified."""
         return self.store.read_ranges([self._range(number) for number in numbers])
@@ -77,9 +81,6 @@ class FeatureCache:
         """Features of the n-th training row, float16 [C, G, G], or why they cannot be used."""
         digest = self.info.record_sha256[number]
         url = self.store.url_of(self._range(number).name)
-        if not digest:
-            fix = f"when its shard is restored, remove the folder {self.store.url}"
-            return BadSample(sample_id, url, "was damaged when its features were computed", fix)
         if hashlib.sha256(data).hexdigest() != digest:
             fix = f"remove the folder {self.store.url} and the features are computed again"
             return BadSample(sample_id, url, f"has record {number}, which does not match its digest", fix)
@@ -125,8 +126,12 @@ class CachedSource(SampleSource):
 
     def _decoded(self, index: int, data: bytes) -> Tensor | BadSample:
         dataset, row = self.mixture.locate(index)
-        number = self.record_of_row[dataset.name][row]
-        return self.caches[dataset.name].decode(number, data, dataset.sample_ids[row])
+        number, cache = self.record_of_row[dataset.name][row], self.caches[dataset.name]
+        if cache.is_damaged(number):
+            sample = dataset.sample(row)
+            fix = f"restore the shard and remove the folder {cache.store.url}, whose features were computed without it"
+            return BadSample(sample.sample_id, f"{dataset.url}/{sample.shard}", "was damaged", fix)
+        return cache.decode(number, data, dataset.sample_ids[row])
 
     def damaged(self, indices: np.ndarray) -> list[BadSample]:
         """Why the records of these global indices cannot be used."""
@@ -196,11 +201,13 @@ def _write_shard(
 ) -> dict[str, Any]:
     records: list[bytes] = []
     digests: list[str] = []
+    bad: list[BadSample] = []
     moments: list[np.ndarray] = []
     blank = np.zeros((backbone.spec.image_size, backbone.spec.image_size, 3), np.uint8)
     for start in range(0, len(rows), READ_CHUNK):
         found = reader.images([int(row) for row in rows[start : start + READ_CHUNK]])
         damaged = np.array([isinstance(image, BadSample) for image in found])
+        bad += [image for image in found if isinstance(image, BadSample)]
         images = np.stack([blank if isinstance(image, BadSample) else image for image in found])
         features = backbone(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).cpu()
         sums = image_moments(features)
@@ -210,7 +217,7 @@ def _write_shard(
         moments.append(sums)
         chunk = [feature.numpy().tobytes() for feature in features]
         records += chunk
-        digests += ["" if bad else hashlib.sha256(r).hexdigest() for bad, r in zip(damaged, chunk, strict=True)]
+        digests += ["" if lost else hashlib.sha256(r).hexdigest() for lost, r in zip(damaged, chunk, strict=True)]
         progress.advance(len(images))
     data = b"".join(records)
     digest = hashlib.sha256(data).hexdigest()
@@ -220,6 +227,7 @@ def _write_shard(
     return {
         "shard": shard.model_dump(),
         "record_sha256": digests,
+        "bad": bad,
         "moments": np.concatenate(moments),
         "shape": tuple(features.shape[1:]),
     }

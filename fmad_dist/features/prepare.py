@@ -64,6 +64,7 @@ def prepare_features(
     device: torch.device,
     gather: GatherObjects,
     reading: ReadOptions | None = None,
+    max_bad_samples: int = 10,
 ) -> PreparedFeatures:
     """Called by every rank; `gather` returns the objects of all ranks in rank order, on every rank.
 
@@ -85,9 +86,11 @@ def prepare_features(
     else:
         caches = {
             dataset.name: open_cache(config.cache, dataset, backbone, digest)
-            or _build(config.cache, dataset, backbone, digest, world, device, gather, reading)
+            or _build(config.cache, dataset, backbone, digest, world, device, gather, reading, max_bad_samples)
             for dataset in mixture.datasets
         }
+        for cache in caches.values():
+            cache.store.patience_s = reading.patience_s if reading else cache.store.patience_s
         source = cached = CachedSource(mixture, caches)
         rows, moments = train_rows, cached.moments(train_rows)
         bad = cached.damaged(train_rows[np.isnan(moments).any(axis=(1, 2))])
@@ -122,8 +125,15 @@ def _build(
     device: torch.device,
     gather: GatherObjects,
     reading: ReadOptions | None,
+    max_bad_samples: int,
 ) -> FeatureCache:
+    """Raises:
+    UserError: so many images are damaged that the cache is not worth keeping.
+    """
     gathered = gather(compute_shards(url, dataset, backbone, digest, world, device, reading))
+    bad = [one for parts in gathered for part in parts for one in part["bad"]]
+    if len(bad) > max_bad_samples:
+        raise UserError(f"data.max_bad_samples: {len(bad)} damaged samples, {max_bad_samples} allowed; {bad[0]}")
     if world.is_main:
         seal_cache(url, dataset, backbone, digest, [part for parts in gathered for part in parts])
     gather(None)  # nobody opens the cache before the main process has sealed it

@@ -15,6 +15,8 @@ import numpy as np
 
 from fmad_dist.errors import UserError
 
+MAX_EPOCH = 10**9  # appearances; the order of an epoch is held in memory
+
 
 def class_quotas(
     counts: np.ndarray,
@@ -29,17 +31,24 @@ def class_quotas(
     `<dataset>/<class>`. Source: ours.
 
     Raises:
-        UserError: a name in `shares` or `class_weights` is unknown, a dataset has no share, or a class would never
-            appear.
+        UserError: a name in `shares` or `class_weights` is unknown, a dataset has no share, a class would never appear,
+            or an epoch would have more than `MAX_EPOCH` appearances.
     """
     natural = np.round(counts.max() * (counts / counts.max()) ** (1.0 / temperature))
     weighted = natural * _factors(class_names, class_weights or {})
-    quotas = np.maximum(np.round(weighted), 0).astype(np.int64)
+    if not weighted.sum() <= MAX_EPOCH:
+        raise UserError(
+            f"data.class_weights, data.temperature: an epoch would have {weighted.sum():.3g} samples, more than "
+            f"{MAX_EPOCH:.0e}; lower them."
+        )
+    quotas = np.round(weighted).astype(np.int64)
     if shares:
         quotas = _divided(weighted, quotas.sum(), class_names, shares)
     if (quotas == 0).any():
         name = class_names[int(np.argmin(quotas))]
-        raise UserError(f"data.weights: class {name} would never appear; raise its weight or its dataset's share.")
+        raise UserError(
+            f"data.weights, data.class_weights: class {name} would never appear; raise its weight or its dataset's."
+        )
     return quotas
 
 

@@ -153,18 +153,21 @@ class SampleReader:
 def decode_rgb_png(data: bytes) -> np.ndarray:
     """A stored rendition as uint8 [H, W, 3].
 
-    By libpng through torchvision, which takes a fifth less time than Pillow and gives the same pixels.
+    By libpng through torchvision while it has that: a fifth quicker than Pillow, and the same pixels.
 
     Raises:
-        RuntimeError: the bytes are no PNG.
+        RuntimeError, UserError: the bytes are no PNG.
     """
     import torch
-    from torchvision.io import ImageReadMode, decode_png
 
+    try:
+        from torchvision.io import ImageReadMode, decode_png
+    except ImportError:
+        return np.asarray(open_image(data, "a stored image").convert("RGB"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the buffer is not writable, and nobody writes to it
+        warnings.simplefilter("ignore")  # nobody writes to the buffer; that torchvision will drop this is known
         encoded = torch.frombuffer(data, dtype=torch.uint8)
-    return decode_png(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        return decode_png(encoded, ImageReadMode.RGB).permute(1, 2, 0).numpy()
 
 
 def matches(data: bytes, span: Span) -> bool:

@@ -103,7 +103,15 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     record = RunRecord(config.run_dir, world.is_main)
     accelerator = start_accelerator(settings, layout)
     bad = BadSamples(config.data.max_bad_samples, record, gather_objects)
-    features = prepare_features(config.features, data, world, accelerator.device, gather_objects, config.data.reading)
+    features = prepare_features(
+        config.features,
+        data,
+        world,
+        accelerator.device,
+        gather_objects,
+        config.data.reading,
+        config.data.max_bad_samples,
+    )
     bad.note((*data.bad, *features.bad))
     bad.settle()
     num_classes = len(data.mixture.class_names) if config.model.use_labels else 0

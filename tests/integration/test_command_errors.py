@@ -66,5 +66,6 @@ def test_truncated_shard_names_the_shard(job: Job, tmp_path: Path, capsys: pytes
         f"features.cache={tmp_path / 'features'}",
     )
     assert f"{shard}" in text
+    assert "data.max_bad_samples: " in text
     assert "truncated or changed" in text
     assert not list((tmp_path / "features").rglob("cache.json"))

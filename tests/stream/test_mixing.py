@@ -74,6 +74,7 @@ def test_largest_remainders_add_up(total: int, ideal: list[float]) -> None:
         ({}, {"a": 2}, "data.class_weights: unknown name 'a'"),
         ({"a": 1e6, "b": 1}, {}, "class b/x would never appear"),
         ({}, {"b/x": 0.001}, "class b/x would never appear"),
+        ({}, {"b/x": 1e300}, "data.class_weights, .* an epoch would have 1e[+]301 samples"),
     ],
 )
 def test_bad_wishes(shares: dict[str, float], class_weights: dict[str, float], message: str) -> None:

@@ -76,6 +76,15 @@ def test_samples_of_a_class_appear_equally_often_over_epochs(
         assert own.max() - own.min() <= 1
 
 
+@given(st.integers(1, 12), st.integers(1, 40), SEEDS, st.integers(0, 50))
+def test_an_epoch_continues_the_rounds_of_its_class(size: int, quota: int, seed: int, epoch: int) -> None:
+    """Against the definition, one appearance at a time."""
+    plan = StreamPlan(1000 + 3 * np.arange(size), np.zeros(size, dtype=np.int64), "content", seed, np.array([quota]))
+    rounds = {number: plan._round(0, plan.indices, number) for number in range((epoch + 1) * quota // size + 1)}
+    expected = [rounds[k // size][k % size] for k in range(epoch * quota, (epoch + 1) * quota)]
+    assert sorted(plan.epoch(epoch)) == sorted(expected)
+
+
 @given(CLASS_SIZES, SEEDS, st.sampled_from([1, 2, 3, 5, 64]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 30))
 def test_resumed_on_other_ranks_nothing_is_lost_or_doubled(
     sizes: list[int], seed: int, world: int, micro: int, accumulation: int, stop: int
