@@ -314,7 +314,10 @@ def load_manifest(url: str) -> Manifest:
     store = Store(url)
     where = store.url_of(MANIFEST_NAME)
     if not store.exists(MANIFEST_NAME):
-        raise UserError(f"{where}: not found; convert the dataset to this URL first with `fmad data convert`.")
+        raise UserError(
+            f"{where}: not found; convert the dataset to this URL first with `fmad data convert`, or index tars that "
+            "others wrote with `fmad data index`."
+        )
     try:
         raw = json.loads(store.read(MANIFEST_NAME))
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
