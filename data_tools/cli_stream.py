@@ -27,7 +27,8 @@ def plan(
     from rich.console import Console
 
     from data_tools.plan_overview import plan_csv, plan_overview
-    from fmad_dist.config import RunConfig, load_config
+    from fmad_dist.config import RunConfig
+    from fmad_dist.config_files import load_config
     from fmad_dist.storage import Store, use_endpoint
     from fmad_dist.stream.dry_run import dry_run
     from fmad_dist.stream.training_stream import open_stream

@@ -35,7 +35,7 @@ ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a
 @app.command()
 def train(config: ConfigOption, overrides: Overrides = None, processes: Processes = 0) -> None:
     """Train on this machine; the same job on many nodes is `accelerate launch launcher/train.py`."""
-    from fmad_dist.config import load_config
+    from fmad_dist.config_files import load_config
     from fmad_dist.storage import use_endpoint
     from fmad_dist.stream.training_stream import open_stream
 
@@ -68,7 +68,7 @@ def evaluate(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report."""
-    from fmad_dist.config import override_scorer
+    from fmad_dist.config_files import override_scorer
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch

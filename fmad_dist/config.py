@@ -1,20 +1,17 @@
-"""The typed configuration of a run: YAML file + dotted overrides -> one frozen `RunConfig`.
+"""The typed configuration of a run; `config_files` reads it from YAML and dotted overrides.
 
 Every field has a help text; an unknown key fails and names the nearest valid one. The resolved configuration is saved
 with the run, so a run directory alone says exactly what was trained.
 """
 
-import difflib
-import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.scoring.config import InversionConfig, ScorerConfig
 
 if typing.TYPE_CHECKING:
     from fmad_dist.stream.shards import ReadOptions
@@ -63,16 +60,50 @@ class DataConfig(Section):
 
 
 class FeatureConfig(Section):
-    backbone: str = Field("tf_efficientnet_lite0", description="any timm model that supports features_only")
+    backbone: str = Field(
+        "tf_efficientnet_lite0", description="any timm model that supports features_only, or pixels = the RGB image"
+    )
     weights: str = Field("auto", description="auto = PyPI package or timm hub; or the path of a weights file")
     taps: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1, description="feature stages of the backbone to merge")
-    grid: int = Field(16, ge=2, description="side of the token grid; tokens = grid * grid")
+    grid: int = Field(16, ge=2, description="side of the feature map; for pixels the side the image is reduced to")
+    reduction: Literal["adaptive", "pool3"] = Field(
+        "adaptive", description="to the grid by adaptive averaging, or by 3 x 3 averages with stride 2 as WT-Flow does"
+    )
+    norm: Literal["channel", "layer"] = Field(
+        "channel", description="channel = mean and deviation of the training normals; layer = per image over (C, H, W)"
+    )
     image_size: int = Field(256, ge=32, description="side of the square input in pixels; equals the stored rendition")
     cache: str | None = Field(None, description="URL for computed features; null computes them anew in every epoch")
 
 
+class ObjectiveConfig(Section):
+    path: Literal["forward", "reversed", "vp"] = Field(
+        "forward", description="forward: noise at t = 0; reversed: data at t = 0; vp = diffusion with noise prediction"
+    )
+    coupling: Literal["independent", "ot", "wt_sample", "wt_token", "wt_group", "wt_soft"] = Field(
+        "independent", description="how noise is paired with data inside a micro batch; wt = worst transport"
+    )
+    window: int = Field(512, ge=2, le=512, description="wt_token, wt_group: tokens that are paired with each other")
+    group: int = Field(8, ge=1, description="wt_group: consecutive channels paired together; 1 = sorting")
+    strength: float = Field(0.5, ge=0.0, le=1.0, description="wt_soft: a token and its noise have cosine -this")
+    times: Literal["uniform", "logit_normal"] = Field("uniform", description="distribution of training times t")
+    time_mean: float = Field(0.0, description="logit_normal: mean of logit(t)")
+    time_std: PositiveFloat = Field(1.0, description="logit_normal: standard deviation of logit(t)")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ObjectiveConfig":
+        if self.path == "vp" and self.coupling != "independent":
+            raise ValueError(f"coupling {self.coupling} needs a flow-matching path; path vp takes independent noise")
+        return self
+
+
 class ModelConfig(Section):
+    network: Literal["dit", "unet"] = Field("dit", description="diffusion transformer, or a convolutional U-Net")
     preset: PresetName = Field("tiny", description="DiT size: tiny 192x4, small 384x12, B, L, H, G")
+    patch: int = Field(1, ge=1, description="dit: side of the patch that becomes a token; 1 for features")
+    width: int = Field(128, ge=32, multiple_of=32, description="unet: channels at full resolution")
+    levels: tuple[int, ...] = Field((1, 2, 2), min_length=1, description="unet: width factor of each resolution")
+    blocks: int = Field(1, ge=1, description="unet: residual blocks per resolution")
     use_labels: bool = Field(False, description="condition on the class while training; never needed at test time")
     label_drop: float = Field(0.5, gt=0.0, le=1.0, description="share of samples trained without their label")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
@@ -85,7 +116,10 @@ class TrainConfig(Section):
         None, ge=1, description="samples per forward pass and process; null = global_batch / processes"
     )
     lr: float = Field(1e-3, gt=0.0, description="peak learning rate")
-    warmup_samples: int = Field(1600, ge=0, description="samples of linear warm-up; cosine to zero follows")
+    warmup_samples: int = Field(1600, ge=0, description="samples of linear warm-up")
+    decay: Literal["cosine", "step"] = Field("cosine", description="after the warm-up: cosine to zero, or in steps")
+    decay_every: float = Field(0.25, gt=0.0, le=1.0, description="decay step: share of the training between reductions")
+    decay_factor: float = Field(0.5, gt=0.0, le=1.0, description="decay step: factor of each reduction")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay")
     betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="AdamW moment decay rates")
     clip: float = Field(1.0, gt=0.0, description="global gradient norm limit")
@@ -99,14 +133,6 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints; one is always made at the end")
     log_samples: bool = Field(False, description="write every sample id and position to samples-<rank>.jsonl (audit)")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay on disk")
-
-
-class ScorerConfig(Section):
-    name: Literal["inversion", "reconstruction"] = Field("inversion", description="how the flow becomes a map")
-    steps: int = Field(3, ge=1, description="solver steps")
-    solver: Literal["euler", "midpoint", "heun"] = Field("euler", description="solver of the flow's equation")
-    tau: float = Field(0.5, gt=0.0, lt=1.0, description="reconstruction: start time, 0 = all noise, 1 = all data")
-    noises: int = Field(1, ge=1, description="reconstruction: noise draws averaged per image")
 
 
 class CalibrationConfig(Section):
@@ -129,9 +155,10 @@ class RunConfig(Section):
     output: str = Field("runs", description="folder of all runs")
     data: DataConfig = DataConfig()
     features: FeatureConfig = FeatureConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
-    scorer: ScorerConfig = ScorerConfig()
+    scorer: ScorerConfig = InversionConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     protocol: Protocol = Protocol()
     tracking: TrackingConfig = TrackingConfig()
@@ -141,105 +168,13 @@ class RunConfig(Section):
         micro, total = self.train.micro_batch, self.train.global_batch
         if micro is not None and total % micro:
             raise ValueError(f"train.global_batch {total} must be a multiple of train.micro_batch {micro}")
+        grid, patch, levels = self.features.grid, self.model.patch, len(self.model.levels)
+        if self.model.network == "dit" and grid % patch:
+            raise ValueError(f"features.grid {grid} must be a multiple of model.patch {patch}")
+        if self.model.network == "unet" and grid % 2 ** (levels - 1):
+            raise ValueError(f"features.grid {grid} cannot be halved {levels - 1} times; use fewer model.levels")
         return self
 
     @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name
-
-
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `section.key=value` overrides (values are YAML too).
-
-    Raises:
-        UserError: the file cannot be read, a key is unknown, or a value has the wrong type or range.
-    """
-    try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
-    except OSError as error:
-        raise UserError(f"{path}: the configuration cannot be read ({error.strerror}); check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: a configuration is a mapping of sections, found {type(tree).__name__}.")
-    tree = {key: value for key, value in tree.items() if value is not None}  # a heading without keys below it
-    for text in overrides:
-        _override(tree, text)
-    return parse_config(tree, source=str(path))
-
-
-def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
-    """Validate a nested mapping; `source` is named in errors."""
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error)}") from None
-
-
-def override_scorer(scorer: ScorerConfig, overrides: typing.Sequence[str]) -> ScorerConfig:
-    """Apply `scorer.key=value` overrides to a scorer's configuration.
-
-    Raises:
-        UserError: an override is of another section, or not valid.
-    """
-    tree: dict[str, Any] = {"scorer": scorer.model_dump(mode="json")}
-    for text in overrides:
-        if not text.startswith("scorer."):
-            raise UserError(f"override {text!r}: only scorer.key=value can be changed on a trained model.")
-        _override(tree, text)
-    return parse_config(tree, source="the command line").scorer
-
-
-def dump_config(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def flat_config(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as `section.key` -> value, for tracking."""
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": entry for key, entry in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise UserError(f"override {text!r}: write it as section.key=value, for example train.steps=500.")
-    *sections, last = key.split(".")
-    node: Any = tree
-    for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            raise UserError(f"override {text!r}: {section!r} is a value, not a section.")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {text!r}: the value is not valid YAML ({first_line(error)}).") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem as one sentence; unknown keys name the nearest valid one."""
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        *parents, key = [str(part) for part in problem["loc"]]
-        valid = sorted(_section(parents).model_fields)
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*parents, near[0]])!r}?" if near else f"valid keys: {', '.join(valid)}."
-        return f"unknown key {path!r}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if not path else f", got {problem['input']!r}"
-    return f"{path}: {message}{given}." if path else f"{message}."
-
-
-def _section(path: list[str]) -> type[BaseModel]:
-    model: type[BaseModel] = RunConfig
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return model

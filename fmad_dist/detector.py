@@ -15,17 +15,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from fmad_dist.config import FeatureConfig, ScorerConfig
+from fmad_dist.config import FeatureConfig, ObjectiveConfig
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.features.backbones import Backbone, chunk_for
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.features.whitening import Whitening
+from fmad_dist.flow.fields import Field
 from fmad_dist.flow.noise import content_keys
-from fmad_dist.networks.dit import DiT, DiTSpec
-from fmad_dist.scoring.build import build_scorer
+from fmad_dist.flow.paths import PATHS
+from fmad_dist.networks.build import NetworkSpec, build_network
+from fmad_dist.scoring.build import Trained, build_scorer, check_draws
 from fmad_dist.scoring.calibration import Calibration, nearest_class
-from fmad_dist.scoring.maps import blur, top_mean, upsample
+from fmad_dist.scoring.config import ScorerConfig
+from fmad_dist.scoring.interface import Scorer
+from fmad_dist.scoring.maps import finish
 
 SPEC_NAME = "detector.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -39,7 +43,9 @@ class DetectorSpec(BaseModel):
     format: Literal["fmad-detector/1"] = "fmad-detector/1"
     features: FeatureConfig
     backbone_digest: str
-    network: DiTSpec
+    network: NetworkSpec
+    objective: ObjectiveConfig = ObjectiveConfig()
+    coupling_strength: float = 0.0  # a of the training, -E<e, x> / E|x|^2
     scorer: ScorerConfig
     protocol: Protocol
     seed: int
@@ -76,9 +82,10 @@ class Detector(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = Backbone(feature_spec(spec.features))
-        self.whitening = Whitening(self.backbone.num_channels)
-        self.network = DiT(spec.network)
-        self.scorer = build_scorer(spec.scorer, spec.seed)
+        self.whitening = Whitening(self.backbone.num_channels, spec.features.norm)
+        self.network = build_network(spec.network)
+        self.field = Field(self.network, PATHS[spec.objective.path])
+        self.scorer = self._build_scorer()
         self.register_buffer("class_means", torch.zeros(len(spec.class_names), self.backbone.num_channels))
         thresholds = spec.calibration.thresholds if spec.calibration else (float("inf"),) * len(spec.class_names)
         self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
@@ -98,18 +105,19 @@ class Detector(nn.Module):
                 f"images of type {images.dtype} and shape {list(images.shape)}: this detector takes uint8 RGB of shape "
                 f"[B, 3, {self.image_size}, {self.image_size}]."
             )
-        device = self.class_means.device
-        x = self.whitening(self.backbone(images.to(device)))
-        return self.score(x, content_keys(images))
+        return self.score(self.features(images), content_keys(images))
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 RGB [B, 3, S, S] -> normalised features float32 [B, C, G, G]."""
+        return self.whitening(self.backbone(images.to(self.class_means.device)))
 
     @torch.inference_mode()
     def score(self, x: Tensor, keys: list[int]) -> Detections:
-        """From whitened features [B, C, G, G] and one key per image."""
-        protocol = self.spec.protocol
-        maps = upsample(self.scorer(self.network, x, keys), protocol.map_size)
-        maps = blur(maps, protocol.blur_sigma)
+        """From normalised features [B, C, G, G] and one key per image."""
+        scores, maps = finish(self.scorer(self.field, x, keys), self.spec.protocol, self.spec.scorer)
         classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
-        return Detections(top_mean(maps, protocol.top_percent), maps, classes, self.thresholds[classes])
+        return Detections(scores, maps, classes, self.thresholds[classes])
 
     def place(self, device: torch.device) -> "Detector":
         """Move to a device and let the backbone run as many images at a time as suit it."""
@@ -117,18 +125,31 @@ class Detector(nn.Module):
         return self.to(device)
 
     def with_scorer(self, scorer: ScorerConfig) -> "Detector":
-        """The same detector with another scorer; its thresholds no longer apply and become infinite."""
+        """The same detector with another scorer; its thresholds no longer apply and become infinite.
+
+        Raises:
+            UserError: the scorer does not fit what was trained, or is the calibrated one with another number of draws.
+        """
         if scorer != self.spec.scorer:
+            if self.spec.calibration is not None:
+                check_draws(scorer, self.spec.scorer)
             self.spec = self.spec.model_copy(update={"scorer": scorer, "calibration": None})
-            self.scorer = build_scorer(scorer, self.spec.seed)
+            self.scorer = self._build_scorer()
             self.thresholds = torch.full_like(self.thresholds, float("inf"))
         return self
 
     def calibrated(self, calibration: Calibration) -> "Detector":
-        """The same detector with thresholds."""
+        """The same detector with thresholds and, for a fusion, with the statistics of its parts."""
         self.spec = self.spec.model_copy(update={"calibration": calibration})
+        self.scorer = self._build_scorer()
         self.thresholds = torch.tensor(calibration.thresholds, device=self.thresholds.device)
         return self
+
+    def _build_scorer(self) -> Scorer:
+        spec = self.spec
+        dimensions = spec.network.channels * spec.network.grid**2
+        trained = Trained(spec.objective, spec.coupling_strength, dimensions, spec.seed)
+        return build_scorer(spec.scorer, trained, spec.calibration.parts if spec.calibration else None)
 
     def save(self, folder: Path) -> None:
         """Write `detector.json` and `weights.safetensors`; the JSON comes last and is replaced atomically."""

@@ -5,7 +5,7 @@ accelerate launch --config_file launcher/accelerate/local.yaml launcher/train.py
 
 import argparse
 
-from fmad_dist.config import load_config
+from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
 from fmad_dist.launch import exit_with
 from fmad_dist.storage import use_endpoint

@@ -121,18 +121,19 @@ def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes:
     """A detector of as many classes as `thresholds`; `changes` replace fields of its specification."""
     import torch
 
-    from fmad_dist.config import FeatureConfig, ScorerConfig
+    from fmad_dist.config import FeatureConfig
     from fmad_dist.detector import Detector, DetectorSpec
     from fmad_dist.evaluation.protocol import Protocol
     from fmad_dist.networks.dit import DiTSpec
     from fmad_dist.scoring.calibration import Calibration
+    from fmad_dist.scoring.config import InversionConfig
 
     spec = backbone.spec
     fields: dict[str, object] = {
         "features": FeatureConfig(backbone=spec.backbone, taps=spec.taps, grid=spec.grid, image_size=spec.image_size),
         "backbone_digest": "0" * 64,
         "network": DiTSpec(backbone.num_channels, spec.grid, width=32, depth=1, heads=2),
-        "scorer": ScorerConfig(steps=2),
+        "scorer": InversionConfig(steps=2),
         "protocol": Protocol(map_size=32, top_percent=5.0),
         "seed": 3,
         "class_names": tuple(f"toy/{number}" for number in range(len(thresholds))),

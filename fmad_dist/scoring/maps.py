@@ -4,10 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.scoring.config import EndpointConfig, MismatchConfig, ScorerConfig
 
-def upsample(scores: Tensor, size: int) -> Tensor:
+
+def finish(scores: Tensor, protocol: Protocol, scorer: ScorerConfig) -> tuple[Tensor, Tensor]:
+    """Image scores [B] and maps [B, S, S] from scores on the grid [B, h, w], as the protocol or the paper has it."""
+    if isinstance(scorer, EndpointConfig) and scorer.postprocess == "paper":
+        likelihood = (-upsample(scores, protocol.map_size, align_corners=True)).exp()
+        maps = likelihood.amax(dim=(1, 2), keepdim=True) - likelihood
+        return top_mean(maps, 3.0), maps
+    maps = blur(upsample(scores, protocol.map_size), protocol.blur_sigma)
+    if isinstance(scorer, MismatchConfig) and scorer.postprocess == "paper":
+        return maps.amax(dim=(1, 2)) + top_mean(maps, 1.0), maps
+    return top_mean(maps, protocol.top_percent), maps
+
+
+def upsample(scores: Tensor, size: int, align_corners: bool = False) -> Tensor:
     """Bilinear: [B, h, w] -> [B, size, size]."""
-    return F.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
 def blur(maps: Tensor, sigma: float) -> Tensor:

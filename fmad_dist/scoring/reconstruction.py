@@ -1,6 +1,7 @@
 """Reconstruction score: what the flow makes of a half-noised image [FlowAD, eq. 3]."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,29 +13,46 @@ from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, Velocity, i
 class Reconstruction:
     """Start at X_tau = tau x + (1 - tau) e, integrate to t = 1 and take |x - x_hat|^2, averaged over channels.
 
-    `noises` draws of e are averaged; draw k of an image is keyed by (seed, image key, k).
+    `noises` draws of e are averaged; draw k of an image is keyed by (seed, image key, k). `start` "invert" walks back
+    from the image to tau instead of drawing noise. That error is the solver's alone and vanishes with more steps; it
+    exists to compare with published code that does so.
     """
 
-    def __init__(self, tau: float, noises: int, steps: int, solver: SolverName = "euler", seed: int = 0) -> None:
+    def __init__(
+        self,
+        tau: float,
+        noises: int,
+        steps: int,
+        solver: SolverName = "euler",
+        seed: int = 0,
+        start: Literal["noise", "invert"] = "noise",
+    ) -> None:
         self.tau = tau
         self.noises = noises
         self.steps = steps
         self.solver = solver
         self.seed = seed
+        self.start = start
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per image."""
-        return self.noises * self.steps * EVALUATIONS_PER_STEP[self.solver]
+        walks = 2 if self.start == "invert" else self.noises
+        return walks * self.steps * EVALUATIONS_PER_STEP[self.solver]
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] and one key per image -> scores [B, H, W] >= 0."""
+        if self.start == "invert":
+            return self._error(velocity, x, integrate(velocity, x, 1.0, self.tau, self.steps, self.solver))
         total = torch.zeros_like(x[:, 0])
         for draw in range(self.noises):
             noise = torch.stack([self._noise(x[0], key, draw) for key in keys])
-            start = self.tau * x + (1.0 - self.tau) * noise
-            total += (x - integrate(velocity, start, self.tau, 1.0, self.steps, self.solver)).square().mean(dim=1)
+            total += self._error(velocity, x, self.tau * x + (1.0 - self.tau) * noise)
         return total / self.noises
+
+    def _error(self, velocity: Velocity, x: Tensor, start: Tensor) -> Tensor:
+        rebuilt = integrate(velocity, start, self.tau, 1.0, self.steps, self.solver)
+        return (x - rebuilt).square().mean(dim=1)
 
     def _noise(self, like: Tensor, key: int, draw: int) -> Tensor:
         generator = keyed_generator(like.device, self.seed, key, draw)

@@ -40,7 +40,7 @@ def register_run(run: Path) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    from fmad_dist.config import parse_config
+    from fmad_dist.config_files import parse_config
     from fmad_dist.tracking.record import RunRecord
     from fmad_dist.tracking.runs import TrackedRun
 

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fmad_dist.config import RunConfig, flat_config
+from fmad_dist.config import RunConfig
+from fmad_dist.config_files import flat_config
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.tracking.record import RunRecord
 

@@ -19,14 +19,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fmad_dist.config import ObjectiveConfig
 from fmad_dist.errors import UserError
-from fmad_dist.networks.dit import DiTSpec
+from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.storage import TEMPORARY_PREFIX
 from fmad_dist.training.ema import ShardedEma
 from fmad_dist.training.engine import Engine
 from fmad_dist.training.weights import MOMENTS, full_moments, full_weights, restore
 
-FORMAT = "fmad-checkpoint/1"
+FORMAT = "fmad-checkpoint/2"
 STATE_NAME = "checkpoint.json"
 FILE_BYTES = 1_000_000_000
 
@@ -38,7 +39,9 @@ class TrainState:
     step: int
     ema_updates: int
     plan_digest: str
-    network: dict[str, Any]  # DiTSpec
+    network: dict[str, Any]  # NetworkSpec
+    objective: dict[str, Any]  # ObjectiveConfig
+    coupling: tuple[float, float]  # sums behind the coupling's strength, merged over ranks
     tracking_run: str | None
 
 
@@ -69,11 +72,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / STATE_NAME).is_file())
 
 
-def read_state(path: Path, network: DiTSpec, plan_digest: str) -> TrainState:
+def read_state(path: Path, network: NetworkSpec, objective: ObjectiveConfig, plan_digest: str) -> TrainState:
     """The state of a checkpoint, checked to belong to this run.
 
     Raises:
-        UserError: it was made by another architecture or for another sample stream, or cannot be read.
+        UserError: it was made by another architecture or objective, for another sample stream, or cannot be read.
     """
     where = path / STATE_NAME
     try:
@@ -81,23 +84,29 @@ def read_state(path: Path, network: DiTSpec, plan_digest: str) -> TrainState:
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         body.pop("files")
-        state = TrainState(**body)
+        state = TrainState(**body | {"coupling": tuple(body["coupling"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: not a readable checkpoint ({error}); remove the folder {path}.") from None
-    if state.network != asdict(network):
-        differing = [key for key, value in asdict(network).items() if state.network.get(key) != value]
-        found = ", ".join(f"{key} {state.network.get(key)}" for key in differing)
-        wanted = ", ".join(f"{key} {asdict(network)[key]}" for key in differing)
-        raise UserError(
-            f"{path}: a checkpoint of another architecture ({found}; the configuration says {wanted}); choose another "
-            "`name` for the run, or set the model as it was."
-        )
+    _check_same(path, "architecture", state.network, asdict(network))
+    _check_same(path, "objective", state.objective, objective.model_dump(mode="json"))
     if state.plan_digest != plan_digest:
         raise UserError(
             f"{path}: its sample stream is another one (manifests, data.holdout, data.temperature, weights or "
             "train.seed changed); choose another `name` for the run, or set them as they were."
         )
     return state
+
+
+def _check_same(path: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+    differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+    if differing:
+        there = ", ".join(f"{key} {found.get(key)}" for key in differing)
+        here = ", ".join(f"{key} {wanted.get(key)}" for key in differing)
+        raise UserError(
+            f"{path}: a checkpoint of another {what} ({there}; the configuration says {here}); choose another `name` "
+            "for the run, or set it as it was."
+        )
 
 
 def load_checkpoint(path: Path, engine: Engine, ema: ShardedEma, state: TrainState) -> None:

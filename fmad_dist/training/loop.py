@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
-from fmad_dist.config import RunConfig, dump_config
+from fmad_dist.config import RunConfig
+from fmad_dist.config_files import dump_config
 from fmad_dist.detector import SPEC_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import PreparedFeatures, prepare_features
+from fmad_dist.flow.couplings import merged_strength
 from fmad_dist.flow.objective import FlowMatching
-from fmad_dist.networks.dit import DiT, dit_spec
+from fmad_dist.networks.build import build_network, network_spec
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Batch
 from fmad_dist.stream.plan import BatchLayout
@@ -46,6 +48,7 @@ class TrainJob:
     data: TrainingData
     layout: BatchLayout
     features: PreparedFeatures
+    objective: FlowMatching
     engine: Engine
     ema: ShardedEma
     record: RunRecord
@@ -57,8 +60,11 @@ class TrainJob:
         return self.config.run_dir / "checkpoints"
 
     def state(self, step: int) -> TrainState:
+        """Every rank calls."""
         network = asdict(self.engine.network.spec)  # type: ignore[call-overload]
-        return TrainState(step, self.ema.updates, self.data.digest, network, self.tracked.run_id)
+        coupling = merged_strength(gather_objects(self.objective.strength.state()))
+        objective = self.config.objective.model_dump(mode="json")
+        return TrainState(step, self.ema.updates, self.data.digest, network, objective, coupling, self.tracked.run_id)
 
 
 def train(config: RunConfig, world: World) -> Path:
@@ -71,7 +77,7 @@ def train(config: RunConfig, world: World) -> Path:
     start = resume(job)
     settings = config.train
     meter = Meter()
-    runner = StepRunner(job.engine, job.ema, job.features, FlowMatching(settings.seed), config.model)
+    runner = StepRunner(job.engine, job.ema, job.features, job.objective, config.model)
     batches = meter.timed(read_batches(job, start))
     losses: list[torch.Tensor] = []
     with Progress(f"train {config.name}", settings.steps, shown=world.is_main, start=start) as progress:
@@ -114,13 +120,14 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     )
     bad.note((*data.bad, *features.bad))
     bad.settle()
-    num_classes = len(data.mixture.class_names) if config.model.use_labels else 0
     torch.manual_seed(settings.seed)
-    spec = dit_spec(config.model.preset, features.backbone.num_channels, config.features.grid, num_classes)
-    engine = build_engine(accelerator, DiT(spec, config.model.checkpointing), settings)
+    num_classes = len(data.mixture.class_names)
+    spec = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
+    engine = build_engine(accelerator, build_network(spec, config.model.checkpointing), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
-    return TrainJob(config, world, data, layout, features, engine, ema, record, tracked, bad)
+    objective = FlowMatching(config.objective, settings.seed)
+    return TrainJob(config, world, data, layout, features, objective, engine, ema, record, tracked, bad)
 
 
 def resume(job: TrainJob) -> int:
@@ -129,10 +136,11 @@ def resume(job: TrainJob) -> int:
     state = None
     if found:
         network = job.engine.network.spec
-        state = read_state(found[-1], network, job.data.digest)  # type: ignore[arg-type]
+        state = read_state(found[-1], network, job.config.objective, job.data.digest)  # type: ignore[arg-type]
         if state.step > job.config.train.steps:
             raise UserError(f"train.steps: {job.config.train.steps}, but {found[-1]} is further; raise it.")
         load_checkpoint(found[-1], job.engine, job.ema, state)
+        job.objective.strength.load(state.coupling)
         job.record.rewind(state.step)
     elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
         job.record.rewind(0)

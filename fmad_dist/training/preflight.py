@@ -7,7 +7,8 @@ from fmad_dist.config import RunConfig
 from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import load_backbone
 from fmad_dist.features.prepare import feature_spec
-from fmad_dist.networks.dit import dit_spec
+from fmad_dist.networks.build import network_spec
+from fmad_dist.scoring.build import refusal
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.checkpoint import list_checkpoints, read_state
 from fmad_dist.training.data import open_data
@@ -19,14 +20,17 @@ def check_job(config: RunConfig, processes: int) -> None:
     Raises:
         UserError: the first thing that would make the job fail.
     """
+    reason = refusal(config.scorer, config.objective)
+    if reason:
+        raise UserError(f"scorer.name: {config.scorer.name} does not fit the objective: {reason}.")
     BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
     data = open_data(config)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
     found = list_checkpoints(config.run_dir / "checkpoints")
     if found:
-        num_classes = len(data.mixture.class_names) if config.model.use_labels else 0
-        network = dit_spec(config.model.preset, backbone.num_channels, config.features.grid, num_classes)
-        read_state(found[-1], network, data.digest)
+        num_classes = len(data.mixture.class_names)
+        network = network_spec(config.model, backbone.num_channels, config.features.grid, num_classes)
+        read_state(found[-1], network, config.objective, data.digest)
     _check_writable(config.run_dir)
 
 

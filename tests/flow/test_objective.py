@@ -5,6 +5,7 @@ import torch
 from test_solvers import GaussianField
 from torch import Tensor, nn
 
+from fmad_dist.config import ObjectiveConfig
 from fmad_dist.flow.noise import keyed_noise, keyed_times
 from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.flow.paths import ForwardPath
@@ -44,7 +45,7 @@ def test_the_loss_by_hand() -> None:
     x = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).view(2, 3, 2, 2) / 10
     positions, labels = [7, 1000], torch.tensor([1, 0])
     network = Recorder(0.25)
-    loss = FlowMatching(seed=5).loss(network, x, positions, labels, torch.float32)
+    loss = FlowMatching(ObjectiveConfig(), seed=5).loss(network, x, positions, labels, torch.float32)
     noise, t = keyed_noise(5, positions, (3, 2, 2), CPU), keyed_times(5, positions)
     expected = sum((0.25 - (a - e)) ** 2 for a, e in zip(x.flatten().tolist(), noise.flatten().tolist(), strict=True))
     assert loss.item() == pytest.approx(expected / 24, rel=1e-5)
@@ -55,7 +56,7 @@ def test_the_loss_by_hand() -> None:
 
 def test_the_network_gets_its_precision_and_the_loss_keeps_full_precision() -> None:
     network = Recorder(0.0)
-    loss = FlowMatching(0).loss(network, torch.zeros(1, 1, 2, 2), [3], None, torch.bfloat16)
+    loss = FlowMatching(ObjectiveConfig(), 0).loss(network, torch.zeros(1, 1, 2, 2), [3], None, torch.bfloat16)
     assert network.x.dtype == torch.bfloat16
     assert network.t.dtype == torch.float32  # bfloat16 has 8 bits: not enough for a time
     assert loss.dtype == torch.float32
@@ -66,7 +67,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts() -> None:
     """So accumulation rounds and ranks may divide a step in any way."""
     x = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     network = Recorder(0.1)
-    objective = FlowMatching(1)
+    objective = FlowMatching(ObjectiveConfig(), 1)
     whole = objective.loss(network, x, range(10, 16), None, torch.float32)
     parts = [objective.loss(network, x[i : i + 2], range(10 + i, 12 + i), None, torch.float32) for i in (0, 2, 4)]
     torch.testing.assert_close(whole, torch.stack(parts).mean())
@@ -91,8 +92,11 @@ def test_the_closed_form_velocity_is_the_minimum_of_the_loss(scale: float) -> No
     """Its loss is the integral of s^2 / ((1 - t)^2 + t^2 s^2) = pi s / 2, and any other field's is higher."""
     count = 3000
     x = scale * torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    objective = FlowMatching(ObjectiveConfig(), 0)
     losses = {
-        factor: FlowMatching(0).loss(Scaled(scale, factor), x, range(count), None, torch.float32).item()
+        factor: FlowMatching(ObjectiveConfig(), 0)
+        .loss(Scaled(scale, factor), x, range(count), None, torch.float32)
+        .item()
         for factor in (0.8, 1.0, 1.2)
     }
     assert losses[1.0] == pytest.approx(math.pi * scale / 2, rel=0.04)

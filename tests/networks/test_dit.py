@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, TimeEmbedding, dit_spec, sincos_positions
+from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, TimeEmbedding, sincos_positions
 
 SPEC = DiTSpec(channels=6, grid=4, width=32, depth=2, heads=4, num_classes=3)
 
@@ -39,14 +39,14 @@ def test_the_shape_is_kept(channels: int, grid: int, classes: int) -> None:
 @pytest.mark.parametrize(("preset", "millions"), [("B", 130), ("L", 458), ("H", 951), ("G", 1220)])
 def test_presets_have_the_published_sizes(preset: str, millions: int) -> None:
     with torch.device("meta"):
-        network = DiT(dit_spec(preset, channels=272, grid=16, num_classes=15))
+        network = DiT(DiTSpec(272, 16, *PRESETS[preset], num_classes=15))
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_can_be_built(preset: str) -> None:
-    spec = dit_spec(preset, channels=8, grid=4)
+    spec = DiTSpec(8, 4, *PRESETS[preset])
     assert spec.width % spec.heads == 0
     assert spec.width % 4 == 0  # two axes, sine and cosine each
     with torch.device("meta"):

@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.config import ScorerConfig
+from fmad_dist.config import ObjectiveConfig
 from fmad_dist.flow.solvers import SolverName
-from fmad_dist.scoring.build import build_scorer
+from fmad_dist.scoring.build import Trained, build_scorer
+from fmad_dist.scoring.config import InversionConfig, ReconstructionConfig
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.reconstruction import Reconstruction
+
+TRAINED = Trained(ObjectiveConfig(), 0.0, 5 * 3 * 3, seed=0)
+CONFIGS = {"inversion": InversionConfig, "reconstruction": ReconstructionConfig}
 
 
 def features(batch: int = 4, scale: float = 1.0) -> Tensor:
@@ -130,8 +136,8 @@ def test_scores_do_not_depend_on_the_batch(scorer: Inversion | Reconstruction) -
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 @pytest.mark.parametrize("name", ["inversion", "reconstruction"])
 def test_stated_evaluations_are_made(name: str, solver: SolverName) -> None:
-    config = ScorerConfig(name=name, steps=3, solver=solver, noises=2)
-    scorer, network = build_scorer(config, seed=0), Network()
+    config = CONFIGS[name](steps=3, solver=solver)
+    scorer, network = build_scorer(config, TRAINED), Network()
     scores = scorer(network, features(), range(4))
     assert scores.shape == (4, 3, 3)
     assert (scores >= 0).all()
@@ -139,10 +145,10 @@ def test_stated_evaluations_are_made(name: str, solver: SolverName) -> None:
 
 
 def test_every_scorer_option_arrives() -> None:
-    inversion = build_scorer(ScorerConfig(name="inversion", steps=7, solver="midpoint"), seed=1)
+    inversion = build_scorer(InversionConfig(steps=7, solver="midpoint"), replace(TRAINED, seed=1))
     assert isinstance(inversion, Inversion)
     assert (inversion.steps, inversion.solver) == (7, "midpoint")
-    config = ScorerConfig(name="reconstruction", steps=4, solver="heun", tau=0.3, noises=5)
-    found = build_scorer(config, seed=8)
+    config = ReconstructionConfig(steps=4, solver="heun", tau=0.3, noises=5)
+    found = build_scorer(config, replace(TRAINED, seed=8))
     assert isinstance(found, Reconstruction)
     assert (found.steps, found.solver, found.tau, found.noises, found.seed) == (4, "heun", 0.3, 5, 8)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_tools.cli import app
-from fmad_dist.config import DataConfig, load_config
+from fmad_dist.config import DataConfig
+from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
 from fmad_dist.stream import dry_run as dry_run_module
 from fmad_dist.stream.dry_run import Placement, dry_run

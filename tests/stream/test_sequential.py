@@ -13,7 +13,7 @@ import webdataset
 import yaml
 from PIL import Image as Pillow
 
-from fmad_dist.config import load_config
+from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
 from fmad_dist.images import square_rgb
 from fmad_dist.storage import Store

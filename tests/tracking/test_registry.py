@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fmad_dist.config import RunConfig, TrackingConfig, flat_config
+from fmad_dist.config import RunConfig, TrackingConfig
+from fmad_dist.config_files import flat_config
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.tracking.record import RunRecord
@@ -140,7 +141,7 @@ def test_a_resumed_run_goes_on(finished: Finished) -> None:
 
 
 def test_a_run_is_registered_again(finished: Finished) -> None:
-    from fmad_dist.config import dump_config
+    from fmad_dist.config_files import dump_config
 
     (finished.config.run_dir / "config.yaml").write_text(dump_config(finished.config))
     assert register_run(finished.config.run_dir) == f"models:/{NAME}/2"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fmad_dist.config import ObjectiveConfig
 from fmad_dist.errors import UserError
 from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.training.checkpoint import (
@@ -25,10 +26,11 @@ from fmad_dist.training.checkpoint import (
 
 NETWORK = DiTSpec(channels=8, grid=4, width=32, depth=2, heads=2)
 PLAN = "p" * 64
+OBJECTIVE = ObjectiveConfig()
 
 
 def body(**changes: object) -> dict[str, Any]:
-    state = TrainState(step=12, ema_updates=12, plan_digest=PLAN, network=asdict(NETWORK), tracking_run="abc")
+    state = TrainState(12, 12, PLAN, asdict(NETWORK), OBJECTIVE.model_dump(mode="json"), [0.5, 2.0], "abc")
     return {"format": FORMAT, **asdict(state), "files": {}} | changes
 
 
@@ -40,7 +42,7 @@ def make_checkpoint(folder: Path, content: str | None = None) -> Path:
 
 def refusal(path: Path, network: DiTSpec = NETWORK, plan: str = PLAN) -> str:
     with pytest.raises(UserError) as caught:
-        read_state(path, network, plan)
+        read_state(path, network, OBJECTIVE, plan)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -76,8 +78,8 @@ def test_publishing_replaces_the_same_step(tmp_path: Path) -> None:
 
 def test_a_state_is_read_back(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "step-00000012")
-    state = read_state(path, NETWORK, PLAN)
-    assert state == TrainState(12, 12, PLAN, asdict(NETWORK), "abc")
+    state = read_state(path, NETWORK, OBJECTIVE, PLAN)
+    assert state == TrainState(12, 12, PLAN, asdict(NETWORK), OBJECTIVE.model_dump(mode="json"), (0.5, 2.0), "abc")
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

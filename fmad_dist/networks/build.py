@@ -1,0 +1,30 @@
+"""A network by its configuration or by the specification stored with its weights."""
+
+from torch import nn
+
+from fmad_dist.config import ModelConfig
+from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
+from fmad_dist.networks.unet import UNet, UNetSpec
+
+NetworkSpec = DiTSpec | UNetSpec
+
+
+def network_spec(config: ModelConfig, channels: int, grid: int, num_classes: int = 0) -> NetworkSpec:
+    """For inputs [B, channels, grid, grid]."""
+    classes = num_classes if config.use_labels else 0
+    if config.network == "unet":
+        return UNetSpec(channels, grid, config.width, config.levels, config.blocks, classes)
+    return DiTSpec(channels, grid, *PRESETS[config.preset], classes, config.patch)
+
+
+def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
+    return UNet(spec, checkpointing) if isinstance(spec, UNetSpec) else DiT(spec, checkpointing)
+
+
+def describe_network(spec: NetworkSpec) -> str:
+    """One line for reports."""
+    if isinstance(spec, UNetSpec):
+        levels = ", ".join(str(spec.width * factor) for factor in spec.levels)
+        return f"U-Net with {levels} channels on {spec.channels} x {spec.grid} x {spec.grid}"
+    tokens = spec.grid // spec.patch
+    return f"DiT {spec.width}x{spec.depth} on {tokens}x{tokens} tokens"

@@ -1,0 +1,110 @@
+"""Density score: the negative log-likelihood of the image's features under the flow [FlowAD, eq. 1]."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fmad_dist.flow.noise import keyed_generator
+from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, Velocity, integrate
+
+
+class Density:
+    """-log p(x) = -log N(x_0; 0, I) + integral over t in [0, 1] of div v(x_t, t), in nats at every location.
+
+    Its sum over the locations is the image's -log p(x). The divergence is exact (one vector-Jacobian product per
+    dimension) or Hutchinson's estimate with `probes` Rademacher vectors, drawn anew at every evaluation and keyed by
+    (seed, image key, evaluation, probe). A probe's cross terms between locations are its noise; `mask_stride` n splits
+    it into n * n vectors that touch every n-th row and column, so only distant locations can mix [ours].
+
+    One graph per evaluation, first derivatives alone; memory is that of `chunk` images' activations.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        probes: int,
+        dimensions: int,
+        solver: SolverName = "euler",
+        mask_stride: int = 1,
+        trace: Literal["hutchinson", "exact"] = "hutchinson",
+        chunk: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.steps = steps
+        self.probes = probes
+        self.dimensions = dimensions  # C * H * W of an image
+        self.solver = solver
+        self.mask_stride = mask_stride
+        self.trace = trace
+        self.chunk = chunk
+        self.seed = seed
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image; a vector-Jacobian product counts as one."""
+        products = self.dimensions if self.trace == "exact" else self.probes * self.mask_stride**2
+        return self.steps * EVALUATIONS_PER_STEP[self.solver] * (1 + products)
+
+    def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
+        """Whitened features [B, C, H, W] and one key per image -> [B, H, W] in nats, any sign."""
+        keys = list(keys)
+        starts = range(0, len(x), self.chunk)
+        return torch.cat([self._nats(velocity, x[s : s + self.chunk], keys[s : s + self.chunk]) for s in starts])
+
+    def _nats(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
+        number = 0  # of this evaluation
+
+        def augmented(state: Tensor, t: Tensor) -> Tensor:
+            """The divergence rides along as one more channel, so it is integrated with the solver's own order."""
+            nonlocal number
+            slope, divergence = self._slope(velocity, state[:, :-1], t, keys, number)
+            number += 1
+            return torch.cat([slope, divergence[:, None]], dim=1)
+
+        start = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
+        end = integrate(augmented, start, 1.0, 0.0, self.steps, self.solver)
+        noise = end[:, :-1].square().sum(dim=1) / 2 + x.shape[1] * math.log(2 * math.pi) / 2
+        return noise - end[:, -1]  # the last channel holds the integral from 1 to 0
+
+    def _slope(
+        self, velocity: Velocity, x: Tensor, t: Tensor, keys: Sequence[int], number: int
+    ) -> tuple[Tensor, Tensor]:
+        """v [B, C, H, W] and its divergence [B, H, W] at (x, t)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x.clone().requires_grad_(True)
+            slope = velocity(point, t.clone())
+            divergence = torch.zeros(x.shape[0], *x.shape[2:], device=x.device, dtype=x.dtype)
+            for vector in self._vectors(point.detach(), keys, number):
+                (product,) = torch.autograd.grad(slope, point, vector, retain_graph=True)
+                divergence += (vector * product).sum(dim=1)
+        weight = 1 if self.trace == "exact" else self.probes
+        return slope.detach(), divergence.detach() / weight
+
+    def _vectors(self, like: Tensor, keys: Sequence[int], number: int) -> Iterator[Tensor]:
+        """The vectors p whose sum of p * (J^T p) over a location's channels estimates its part of the trace."""
+        if self.trace == "exact":
+            for place in range(like[0].numel()):
+                vector = torch.zeros_like(like)
+                vector.view(len(like), -1)[:, place] = 1.0
+                yield vector
+            return
+        for probe in range(self.probes):
+            signs = torch.stack([self._signs(like[0], key, number, probe) for key in keys])
+            for row in range(self.mask_stride):
+                for column in range(self.mask_stride):
+                    if self.mask_stride == 1:
+                        yield signs
+                        continue
+                    vector = torch.zeros_like(signs)
+                    window = (..., slice(row, None, self.mask_stride), slice(column, None, self.mask_stride))
+                    vector[window] = signs[window]
+                    yield vector
+
+    def _signs(self, like: Tensor, key: int, number: int, probe: int) -> Tensor:
+        """Rademacher signs shaped as one image."""
+        generator = keyed_generator(like.device, self.seed, key, number, probe)
+        bits = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
+        return (2 * bits - 1).to(like.dtype)
