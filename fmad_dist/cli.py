@@ -89,6 +89,31 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Option("--config", help="Configuration of a finished run, e.g. its config.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for comparison.json, comparison.md and comparison.png.")],
+    overrides: Overrides = None,
+    scorers: Annotated[
+        str, typer.Option(help="all, or names with options: inversion:steps=10,mismatch:noises=4:times=4")
+    ] = "all",
+    processes: Processes = 0,
+) -> None:
+    """Compare scorers on one trained model: quality, network evaluations, speed and memory, measured in one run."""
+    from fmad_dist.config_files import load_config
+
+    values = overrides or []
+    resolved = load_config(config, values)
+
+    from fmad_dist.comparison.choice import choose
+    from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.launch import default_processes, launch
+
+    choose(scorers, read_spec(locate_detector(str(resolved.run_dir))).objective)
+    arguments = ["--config", str(config), "--scorers", scorers, "--out", str(out), *values]
+    launch("compare.py", arguments, processes or default_processes())
+
+
+@app.command()
 def predict(
     model: ModelOption,
     source: Annotated[str, typer.Option("--source", help="Folder of images: a path or any fsspec URL.")],

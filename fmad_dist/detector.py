@@ -4,6 +4,7 @@ Evaluation, prediction and the registry use this module and nothing beside it, s
 folder with `detector.json` and `weights.safetensors`; loading needs no network, no run and no backbone package.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable
@@ -137,6 +138,19 @@ class Detector(nn.Module):
             self.scorer = self._build_scorer()
             self.thresholds = torch.full_like(self.thresholds, float("inf"))
         return self
+
+    def sibling(self, scorer: ScorerConfig) -> "Detector":
+        """Another detector of the same tensors with another scorer, not calibrated.
+
+        Raises:
+            UserError: the scorer does not fit what was trained.
+        """
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)  # the copy may replace its thresholds
+        other.spec = self.spec.model_copy(update={"scorer": scorer, "calibration": None})
+        other.scorer = other._build_scorer()
+        other.thresholds = torch.full_like(self.thresholds, float("inf"))
+        return other
 
     def calibrated(self, calibration: Calibration) -> "Detector":
         """The same detector with thresholds and, for a fusion, with the statistics of its parts."""

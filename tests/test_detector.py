@@ -190,7 +190,7 @@ def test_a_description_of_another_version_is_refused(saved: Path) -> None:
 
 def test_the_bad_field_of_a_description_is_named(saved: Path) -> None:
     edit(saved, lambda spec: spec["scorer"].update(steps=0))
-    assert "scorer.steps" in refusal(saved)
+    assert "scorer.inversion.steps" in refusal(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 5000, -1])

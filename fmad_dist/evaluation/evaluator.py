@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fmad_dist.detector import Detector
+from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
@@ -70,21 +70,34 @@ def evaluate_share(
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
+    state = EvaluationState(detector.spec.protocol)
+    detector.place(device)
+    for batch in test_batches(detector, mixture, world, workers, title="evaluate"):
+        for scored in scored_images(mixture, batch, detector(batch.images)):
+            state.update(scored)
+    return state
+
+
+def test_batches(detector: Detector, mixture: Mixture, world: World, workers: int, title: str) -> Iterator[TestBatch]:
+    """This rank's share of the test split in fixed batches, with a progress bar.
+
+    Raises:
+        UserError: a test image cannot be read.
+    """
     rows = mixture.rows("test")
     batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)][world.rank :: world.size]
-    protocol = detector.spec.protocol
-    state = EvaluationState(protocol)
-    images = TestImages(mixture, detector.image_size, protocol.map_size)
-    detector.place(device)
-    total = sum(len(batch) for batch in batches)
-    with Progress("evaluate", total, shown=world.is_main) as progress:
+    images = TestImages(mixture, detector.image_size, detector.spec.protocol.map_size)
+    with Progress(title, sum(len(batch) for batch in batches), shown=world.is_main) as progress:
         for batch in _read(images, batches, workers):
-            found = detector(batch.images)
-            scores, maps = found.scores.tolist(), found.maps.float().cpu().numpy()
-            for position, row in enumerate(batch.rows):
-                state.update(_scored(mixture, row, batch, position, scores[position], maps[position]))
+            yield batch
             progress.advance(len(batch.rows))
-    return state
+
+
+def scored_images(mixture: Mixture, batch: TestBatch, found: Detections) -> Iterator[ScoredImage]:
+    """What the detector found, image by image, with what is known about each."""
+    scores, maps = found.scores.tolist(), found.maps.float().cpu().numpy()
+    for position, row in enumerate(batch.rows):
+        yield _scored(mixture, row, batch, position, scores[position], maps[position])
 
 
 def merge_states(parts: Sequence[bytes], mixture: Mixture) -> EvaluationState:

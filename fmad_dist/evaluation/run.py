@@ -36,9 +36,9 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
-    _join(world)
+    join(world)
     state = evaluate_share(detector, mixture, world, world.device, options.workers)
-    parts = _gather(state.to_bytes(), world)
+    parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
         return None
     merged = merge_states(parts, mixture)
@@ -68,14 +68,14 @@ def _write(
     write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
 
 
-def _join(world: World) -> None:
+def join(world: World) -> None:
     if world.size > 1:
         import torch.distributed as dist
 
         dist.init_process_group("gloo")
 
 
-def _gather(data: bytes, world: World) -> list[bytes] | None:
+def gather_bytes(data: bytes, world: World) -> list[bytes] | None:
     """The bytes of all ranks on the main rank, None elsewhere."""
     if world.size == 1:
         return [data]

@@ -25,7 +25,7 @@ class Fusion:
 
     def __init__(self, parts: Sequence[Scorer], statistics: Sequence[PartStatistics] | None = None) -> None:
         self.parts = tuple(parts)
-        self.statistics = statistics
+        self.statistics: Sequence[PartStatistics] | None = statistics
 
     @property
     def evaluations(self) -> int:

@@ -30,13 +30,9 @@ def calibrate(
     Raises:
         UserError: all held-out images of a class are damaged, or whatever `note_bad` refuses.
     """
+    parts = fit_parts(detector, data, world, gather)
     rows = data.split.held_out
     share = rows[world.share(len(rows))]
-    parts = None
-    if isinstance(detector.scorer, Fusion):
-        parts = _fit_parts(detector, detector.scorer, share, data, gather)
-        blank = Calibration((float("inf"),) * len(detector.spec.class_names), (), false_alarm_rate, parts)
-        detector.calibrated(blank)
     scores: list[float] = []
     for readable, found in _batches(share, data):
         scored = iter(detector(torch.stack(readable)).scores.tolist() if readable else [])
@@ -54,16 +50,23 @@ def calibrate(
     return replace(fitted, parts=parts)
 
 
-def _fit_parts(
-    detector: Detector, fusion: Fusion, share: np.ndarray, data: TrainingImages, gather: Gather
-) -> tuple[PartStatistics, ...]:
+def fit_parts(
+    detector: Detector, data: TrainingImages, world: World, gather: Gather
+) -> tuple[PartStatistics, ...] | None:
+    """Give a fusion the statistics of its parts; every rank calls. Other scorers have none."""
+    fusion = detector.scorer
+    if not isinstance(fusion, Fusion):
+        return None
+    rows = data.split.held_out
+    share = rows[world.share(len(rows))]
     sums: list[Any] = []
     for readable, _ in _batches(share, data):
         if readable:
             images = torch.stack(readable)
             with torch.inference_mode():
                 sums += fusion.sums(detector.field, detector.features(images), content_keys(images)).tolist()
-    return fit_statistics([one for part in gather(sums) for one in part], detector.spec.network.grid**2)
+    fusion.statistics = fit_statistics([one for part in gather(sums) for one in part], detector.spec.network.grid**2)
+    return fusion.statistics
 
 
 def _batches(share: np.ndarray, data: TrainingImages) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmad_dist.features.whitening import Whitening, image_moments
+from fmad_dist.features.whitening import NormName, Whitening, image_moments
 
 
 def features(count: int = 6, channels: int = 5, grid: int = 4) -> torch.Tensor:
@@ -67,11 +67,21 @@ def test_constant_features_stay_finite() -> None:
     assert fitted(torch.full((3, 2, 2, 2), 7.0).half())(torch.full((1, 2, 2, 2), 7.0)).isfinite().all()
 
 
-def test_a_copy_has_the_same_statistics() -> None:
+@pytest.mark.parametrize("norm", ["channel", "layer"])
+def test_pooled_features_follow_from_the_sums(norm: NormName) -> None:
+    x = features()
+    whitening = fitted(x)
+    whitening.norm = norm
+    pooled = whitening.pooled(image_moments(x), x.shape[2] * x.shape[3])
+    torch.testing.assert_close(pooled, whitening(x).mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_layer_norm_makes_every_image_standard() -> None:
     whitening = fitted(features())
-    copy = whitening.cpu_copy()
-    assert torch.equal(copy(features()), whitening(features()))
-    assert copy.mean is not whitening.mean
+    whitening.norm = "layer"
+    found = whitening(features()).flatten(1)
+    torch.testing.assert_close(found.mean(dim=1), torch.zeros(len(found)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.std(dim=1), torch.ones(len(found)), atol=1e-2, rtol=0)
 
 
 def test_statistics_travel_with_the_state() -> None:

@@ -86,8 +86,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "step-00000012")
     message = refusal(path, DiTSpec(channels=8, grid=4, width=64, depth=2, heads=4))
     assert str(path) in message
-    assert "width 32, heads 2" in message
-    assert "width 64, heads 4" in message
+    assert "heads 2, width 32" in message
+    assert "heads 4, width 64" in message
     assert "depth" not in message
 
 

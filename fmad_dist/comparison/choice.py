@@ -1,0 +1,82 @@
+"""Which scorers a comparison runs: `all`, or a list like `inversion:steps=10,mismatch:noises=4:times=4`."""
+
+import re
+from dataclasses import dataclass
+
+import yaml
+
+from fmad_dist.config import ObjectiveConfig
+from fmad_dist.config_files import parse_config
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.scoring.build import refusal
+from fmad_dist.scoring.config import (
+    SCORER_CONFIGS,
+    DDIMConfig,
+    DensityConfig,
+    EndpointConfig,
+    FusionConfig,
+    InversionConfig,
+    MismatchConfig,
+    ReconstructionConfig,
+    ResidualConfig,
+    ScorerConfig,
+)
+
+EVERY: tuple[ScorerConfig, ...] = (
+    InversionConfig(),
+    ReconstructionConfig(),
+    DensityConfig(),
+    MismatchConfig(),
+    EndpointConfig(),
+    EndpointConfig(postprocess="paper"),
+    ResidualConfig(),
+    DDIMConfig(),
+    FusionConfig(),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The scorers that run, by title, and why others of `all` do not."""
+
+    scorers: dict[str, ScorerConfig]
+    left_out: dict[str, str]
+
+
+def choose(text: str, objective: ObjectiveConfig) -> Choice:
+    """Raises:
+    UserError: a scorer is unknown, has a wrong option, or is named although it does not fit the objective.
+    """
+    if text == "all":
+        reasons = {title(config): refusal(config, objective) for config in EVERY}
+        fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
+        return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
+    found = [_parse(part) for part in re.split(r",(?![^\[]*\])", text) if part]
+    if not found:
+        raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
+    for config in found:
+        reason = refusal(config, objective)
+        if reason:
+            raise UserError(f"--scorers: {config.name} does not fit this model: {reason}.")
+    return Choice({title(config): config for config in found}, {})
+
+
+def title(config: ScorerConfig) -> str:
+    """The scorer's name and the options that differ from its defaults."""
+    default = SCORER_CONFIGS[config.name]()
+    values = {key: value for key, value in config if value != getattr(default, key)}
+    return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
+
+
+def _parse(text: str) -> ScorerConfig:
+    name, *options = text.strip().split(":")
+    values = {}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise UserError(f"--scorers: {option!r} in {text!r}: write options as name:key=value:key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--scorers: {option!r}: the value is not valid YAML ({first_line(error)}).") from None
+    return parse_config({"scorer": {"name": name, **values}}, source="--scorers").scorer

@@ -1,0 +1,27 @@
+"""Quality against speed, one point per scorer."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fmad_dist.comparison.table import Row
+
+
+def draw(rows: Sequence["Row"]) -> bytes:
+    """PNG: mean image AUROC and AUPRO over images/s of one process."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axis, (key, name) in zip(
+        figure.subplots(1, 2), (("image_auroc", "mean image AUROC"), ("aupro", "mean AUPRO")), strict=True
+    ):
+        for number, row in enumerate(rows):
+            value = getattr(row.results.mean.metrics, key)
+            axis.scatter(row.images_per_s, value, s=50, marker="osD^vP*Xd<>h"[number % 12], label=row.title)
+        axis.set(xscale="log", xlabel="images/s, scoring alone, one process", ylabel=name)
+        axis.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

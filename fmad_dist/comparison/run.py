@@ -1,0 +1,80 @@
+"""Every scorer on one trained model in one pass over the test images: quality, evaluations, speed and memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fmad_dist.comparison.choice import Choice, choose
+from fmad_dist.comparison.cost import Cost
+from fmad_dist.comparison.table import Row, write_comparison
+from fmad_dist.config import RunConfig
+from fmad_dist.detector import Detector
+from fmad_dist.evaluation.evaluator import merge_states, scored_images, test_batches
+from fmad_dist.evaluation.run import join
+from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.flow.noise import content_keys
+from fmad_dist.scoring.held_out import fit_parts
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.training.data import open_data
+from fmad_dist.training.engine import gather_objects
+from fmad_dist.world import World
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One rank's part: a detector, a metric state and a cost per scorer, and the cost of the features they share."""
+
+    detectors: dict[str, Detector]
+    states: dict[str, EvaluationState]
+    costs: dict[str, Cost]
+    features: Cost
+
+
+def run_comparison(config: RunConfig, scorers: str, out: Path, world: World) -> None:
+    """Every rank calls; the main one writes `comparison.json`, `comparison.md` and `comparison.png` to `out`.
+
+    Raises:
+        UserError: the run has no detector, a scorer does not fit it, or an image cannot be scored.
+    """
+    detector = Detector.load(config.run_dir).place(world.device)
+    choice = choose(scorers, detector.spec.objective)
+    mixture = Mixture.load(config.data.manifests)
+    join(world)
+    part = _score(detector, choice, config, mixture, world)
+    gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
+    if world.size > 1:
+        torch.distributed.destroy_process_group()
+    if not world.is_main:
+        return
+    rows = []
+    for name, member in part.detectors.items():
+        results = merge_states([states[name] for states, _ in gathered], mixture).compute()
+        costs = [costs[name] for _, costs in gathered]
+        speed = sum(cost.images_per_s for cost in costs) / len(costs)
+        peak = max(cost.peak_bytes for cost in costs)
+        rows.append(Row(name, member.scorer.evaluations, speed, peak, results))
+    write_comparison(rows, choice.left_out, detector.spec, part.features.images_per_s, world, out)
+
+
+def _score(detector: Detector, choice: Choice, config: RunConfig, mixture: Mixture, world: World) -> Comparison:
+    if world.device.type == "cpu":
+        torch.set_num_threads(1)
+    detectors = {name: detector.sibling(scorer) for name, scorer in choice.scorers.items()}
+    data = open_data(config)
+    for member in detectors.values():
+        fit_parts(member, data, world, gather_objects)
+    protocol = detector.spec.protocol
+    part = Comparison(
+        detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()
+    )
+    for batch in test_batches(detector, mixture, world, workers=0, title="compare"):
+        with part.features.measured(len(batch.rows), world.device):
+            x = detector.features(batch.images)
+        keys = content_keys(batch.images)
+        for name, member in detectors.items():
+            with part.costs[name].measured(len(batch.rows), world.device):
+                found = member.score(x, keys)
+            for scored in scored_images(mixture, batch, found):
+                part.states[name].update(scored)
+    return part

@@ -1,0 +1,115 @@
+"""The comparison as JSON, as a Markdown table and as a figure."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fmad_dist.detector import DetectorSpec
+from fmad_dist.evaluation.results import Metrics, Results
+from fmad_dist.networks.build import describe_network
+from fmad_dist.storage import Store
+from fmad_dist.world import World
+
+SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scorer: network evaluations per image, images/s and peak memory of its part alone, and its results."""
+
+    title: str
+    evaluations: int
+    images_per_s: float
+    peak_bytes: int
+    results: Results
+
+
+def write_comparison(
+    rows: Sequence[Row],
+    left_out: dict[str, str],
+    spec: DetectorSpec,
+    features_per_s: float,
+    world: World,
+    out: Path,
+) -> None:
+    """`images_per_s` is of one process and leaves out reading and features, which all scorers share."""
+    from fmad_dist.comparison.figure import draw
+
+    facts = _facts(spec, features_per_s, world)
+    store = Store(out)
+    body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
+    store.write("comparison.json", json.dumps(body, indent=1).encode())
+    store.write("comparison.md", _markdown(rows, left_out, facts).encode())
+    store.write("comparison.png", draw(rows))
+    print(_overview(rows))
+    print(f"comparison: {out / 'comparison.md'}")
+
+
+def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str, str]:
+    objective = spec.objective
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "Objective": f"path {objective.path}, coupling {objective.coupling}, a = {spec.coupling_strength:.3f}",
+        "Network": describe_network(spec.network),
+        "Features": f"{spec.features.backbone}, {features_per_s:.1f} images/s per process",
+        "Training": f"{spec.train_step} steps",
+        "Protocol": spec.protocol.name,
+        "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
+        f"torch {torch.__version__}",
+    }
+
+
+def _values(row: Row) -> dict[str, Any]:
+    return {
+        "evaluations": row.evaluations,
+        "images_per_s": row.images_per_s,
+        "peak_mib": row.peak_bytes / 2**20,
+        "mean": _finite(row.results.mean.metrics),
+        "classes": {name: _finite(result.metrics) for name, result in row.results.classes.items()},
+    }
+
+
+def _finite(metrics: Metrics) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in asdict(metrics).items()}
+
+
+def _overview(rows: Sequence[Row]) -> str:
+    lines = ["| scorer | evaluations | images/s | peak MiB | " + " | ".join(SHOWN.values()) + " |"]
+    lines.append("|---|" + "---:|" * (3 + len(SHOWN)))
+    for row in rows:
+        cells = [row.title, str(row.evaluations), f"{row.images_per_s:.1f}", f"{row.peak_bytes / 2**20:.0f}"]
+        cells += [f"{getattr(row.results.mean.metrics, key):.3f}" for key in SHOWN]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, str]) -> str:
+    lines = ["# Scorers on one model", ""]
+    lines += [f"- {key}: {value}" for key, value in facts.items()]
+    lines += ["", "Means over the classes; images/s and memory are of one process and of scoring alone.", ""]
+    lines += [_overview(rows), "", "## Per class: I-AUROC / P-AUROC / AUPRO", ""]
+    names = list(rows[0].results.classes)
+    lines += ["| scorer | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in rows:
+        classes = row.results.classes
+        cells = [" / ".join(f"{getattr(classes[name].metrics, key):.3f}" for key in SHOWN) for name in names]
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    if left_out:
+        lines += ["", "## Left out", ""] + [f"- {name}: {reason}." for name, reason in left_out.items()]
+    return "\n".join([*lines, "", *_published(), ""])
+
+
+def _published() -> list[str]:
+    body = yaml.safe_load((files("fmad_dist.comparison") / "published.yaml").read_text())
+    lines = ["## Published, for orientation", "", body["note"].strip(), "", "| method | I-AUROC | P-AUROC | AUPRO |"]
+    lines.append("|---|---:|---:|---:|")
+    return lines + [f"| {row['method']} | {' | '.join(f'{v:.3f}' for v in row['values'])} |" for row in body["rows"]]
