@@ -104,6 +104,39 @@ def test_checkpoint_of_another_architecture_is_refused(job: Job, zero2: Path) ->
     assert "Traceback" not in done.stderr
 
 
+def test_worst_transport_resumes_and_compares(job: Job, zero2: Path) -> None:
+    """A reversed model with a coupling: its strength survives a resume, and a comparison has the same bits on 1 and 2
+    processes; a scorer that does not fit is refused with the reason."""
+    objective = ("objective.path=reversed", "objective.coupling=wt_group", "objective.window=16")
+    options = (*objective, "model.network=unet", "model.width=32", "model.levels=[1,2]", "scorer.name=residual")
+    train(job, "worst", 2, *options)
+    run = job.run("worst")
+    before, losses = json.loads((run / "detector" / "detector.json").read_text()), job.losses("worst")
+    assert 0.3 < before["coupling_strength"] < 1.0
+    forget_after(run, 3)
+    shutil.rmtree(run / "detector")
+    train(job, "worst", 2, *options)
+    after = json.loads((run / "detector" / "detector.json").read_text())
+    assert after["coupling_strength"] == pytest.approx(before["coupling_strength"], rel=2e-3)  # the ranks' sums merged
+    np.testing.assert_allclose(job.losses("worst"), losses, rtol=1e-5)
+    found = []
+    for processes in ("1", "2"):
+        out = job.root / f"compared-{processes}"
+        chosen = ["--scorers", "inversion,residual,fusion,density:probes=1:steps=2", "--processes", processes]
+        fmad("compare", "--config", str(run / "config.yaml"), "--out", str(out), *chosen)
+        body = json.loads((out / "comparison.json").read_text())
+        found.append({name: (row["mean"], row["classes"]) for name, row in body["scorers"].items()})
+        assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+        assert "HVQ-Trans" in (out / "comparison.md").read_text()
+    assert found[0] == found[1]
+    assert list(found[0]) == ["inversion", "residual", "fusion", "density steps=2 probes=1"]
+    config = ["--config", str(run / "config.yaml"), "--out", str(job.root / "none")]
+    done = fmad("compare", *config, "--scorers", "mismatch", check=False)
+    assert done.returncode == 2
+    assert "mismatch does not fit this model: it draws noise independently of the image" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def forget_after(run: Path, step: int) -> None:
     """Make the run look as if it had been stopped after `step`."""
     for path in list_checkpoints(run / "checkpoints"):
