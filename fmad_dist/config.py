@@ -101,6 +101,9 @@ class ModelConfig(Section):
     network: Literal["dit", "unet"] = Field("dit", description="diffusion transformer, or a convolutional U-Net")
     preset: PresetName = Field("tiny", description="DiT size: tiny 192x4, small 384x12, B, L, H, G")
     patch: int = Field(1, ge=1, description="dit: side of the patch that becomes a token; 1 for features")
+    skip: Literal["none", "learned", "gaussian"] = Field(
+        "none", description="dit: add g(t) x to the output; gaussian starts g at the exact field of N(0, I) data"
+    )
     width: int = Field(128, ge=32, multiple_of=32, description="unet: channels at full resolution")
     levels: tuple[int, ...] = Field((1, 2, 2), min_length=1, description="unet: width factor of each resolution")
     blocks: int = Field(1, ge=1, description="unet: residual blocks per resolution")
@@ -171,6 +174,10 @@ class RunConfig(Section):
         grid, patch, levels = self.features.grid, self.model.patch, len(self.model.levels)
         if self.model.network == "dit" and grid % patch:
             raise ValueError(f"features.grid {grid} must be a multiple of model.patch {patch}")
+        if self.model.skip == "gaussian" and self.objective.path == "vp":
+            raise ValueError("model.skip gaussian is the field of a flow-matching path; path vp takes none or learned")
+        if self.model.skip != "none" and self.model.network == "unet":
+            raise ValueError(f"model.skip {self.model.skip} belongs to the DiT; remove it for model.network unet")
         if self.model.network == "unet" and grid % 2 ** (levels - 1):
             raise ValueError(f"features.grid {grid} cannot be halved {levels - 1} times; use fewer model.levels")
         return self

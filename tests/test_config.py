@@ -157,3 +157,10 @@ def test_the_flat_configuration_has_every_key() -> None:
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().train.steps = 5  # type: ignore[misc]
+
+
+def test_a_skip_connection_fits_network_and_path(path: Path) -> None:
+    assert "model.skip gaussian is the field of a flow-matching path" in refusal(
+        path, "model.skip=gaussian", "objective.path=vp"
+    )
+    assert "model.skip learned belongs to the DiT" in refusal(path, "model.skip=learned", "model.network=unet")

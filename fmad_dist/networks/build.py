@@ -14,7 +14,7 @@ def network_spec(config: ModelConfig, channels: int, grid: int, num_classes: int
     classes = num_classes if config.use_labels else 0
     if config.network == "unet":
         return UNetSpec(channels, grid, config.width, config.levels, config.blocks, classes)
-    return DiTSpec(channels, grid, *PRESETS[config.preset], classes, config.patch)
+    return DiTSpec(channels, grid, *PRESETS[config.preset], classes, config.patch, config.skip)
 
 
 def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:

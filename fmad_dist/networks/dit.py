@@ -12,10 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+SkipName = Literal["none", "learned", "gaussian"]
+
 
 @dataclass(frozen=True, slots=True)
 class DiTSpec:
-    """Shape of a DiT on inputs (B, channels, grid, grid). `num_classes` 0 means there is no class input."""
+    """Shape of a DiT on inputs (B, channels, grid, grid). `num_classes` 0 means there is no class input.
+
+    `skip` adds g(t) * x to the output, one gain per value of a token: the last layer norm removes a token's norm, so
+    without it the network cannot answer in proportion to x, as the field -(1 + a) x at the data demands [ours].
+    """
 
     channels: int
     grid: int
@@ -24,6 +30,7 @@ class DiTSpec:
     heads: int
     num_classes: int = 0
     patch: int = 1
+    skip: SkipName = "none"
     kind: Literal["dit"] = "dit"
 
 
@@ -57,13 +64,15 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList([Block(spec.width, spec.heads) for _ in range(spec.depth)])
         self.final_modulation = nn.Linear(spec.width, 2 * spec.width)
         self.head = nn.Linear(spec.width, values)
+        self.gain = nn.Linear(spec.width, values) if spec.skip != "none" else None
         self.register_buffer("positions", sincos_positions(spec.grid // spec.patch, spec.width), persistent=False)
         self._initialise()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         x = F.pixel_unshuffle(x, self.spec.patch)  # (B, C P^2, H / P, W / P)
         height, width = x.shape[-2:]
-        tokens = self.embed(x.flatten(2).transpose(1, 2)) + self.positions.to(x.dtype)  # (B, N, D)
+        values = x.flatten(2).transpose(1, 2)  # (B, N, C P^2)
+        tokens = self.embed(values) + self.positions.to(x.dtype)  # (B, N, D)
         condition = self.time(t, x.dtype)  # (B, D)
         if self.label is not None:
             unknown = torch.full((len(x),), self.spec.num_classes, device=x.device)
@@ -76,8 +85,18 @@ class DiT(nn.Module):
                 tokens = block(tokens, condition)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         out = self.head(modulate(tokens, shift, scale))  # (B, N, C P^2)
+        if self.gain is not None:
+            out = out + self._gains(condition, t)[:, None] * values
         out = out.transpose(1, 2).reshape(len(x), -1, height, width)
         return F.pixel_shuffle(out, self.spec.patch)
+
+    def _gains(self, condition: Tensor, t: Tensor) -> Tensor:
+        """g(t) of the skip connection: (B, C P^2)."""
+        assert self.gain is not None
+        learned = self.gain(condition)
+        if self.spec.skip == "learned":
+            return learned
+        return learned + gaussian_gain(t)[:, None].to(learned.dtype)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -89,7 +108,8 @@ class DiT(nn.Module):
         if self.label is not None:
             nn.init.normal_(self.label.weight, std=0.02)
         gates = [module.modulation for module in self.modules() if isinstance(module, Block)]
-        for layer in (self.final_modulation, self.head, *gates):  # adaLN-Zero: blocks start as identity, output as 0
+        outputs = [self.final_modulation, self.head, *([self.gain] if self.gain is not None else [])]
+        for layer in (*outputs, *gates):  # adaLN-Zero: blocks start as identity, output as 0
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -143,6 +163,11 @@ def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without own parameters, then scale and shift per sample: (B, N, D)."""
     normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
     return normed * (1 + scale[:, None]) + shift[:, None]
+
+
+def gaussian_gain(t: Tensor) -> Tensor:
+    """g with v(x, t) = g x for data from N(0, I): the same for the forward and the reversed path. (B,) -> (B,)."""
+    return (2 * t - 1) / (t.square() + (1 - t).square())
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, TimeEmbedding, sincos_positions
+from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, SkipName, TimeEmbedding, sincos_positions
 
 SPEC = DiTSpec(channels=6, grid=4, width=32, depth=2, heads=4, num_classes=3)
 
@@ -176,3 +176,30 @@ def test_times_keep_full_precision_in_a_bfloat16_network() -> None:
     expected = embedding(t, torch.float32)
     found = embedding.bfloat16()(t, torch.bfloat16)
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_the_gaussian_skip_starts_at_the_exact_field_of_unit_gaussian_data(t: float) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    network = DiT(DiTSpec(channels=3, grid=4, width=16, depth=1, heads=2, patch=2, skip="gaussian"))
+    # x_t = t x + (1 - t) e, both N(0, 1): E[x - e | x_t] = Cov(x - e, x_t) / Var(x_t) x_t
+    exact = (t - (1 - t)) / (t**2 + (1 - t) ** 2) * x
+    torch.testing.assert_close(network(x, torch.full((2,), t)), exact)
+
+
+@pytest.mark.parametrize("skip", ["learned", "gaussian"])
+def test_the_skip_learns_an_answer_in_proportion_to_the_input(skip: SkipName) -> None:
+    torch.manual_seed(0)
+    network = DiT(DiTSpec(channels=4, grid=2, width=16, depth=1, heads=2, skip=skip))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    at_the_data = torch.ones(64)  # of the forward path, where the field is (1 + a) x
+    for _ in range(400):
+        x = torch.randn(64, 4, 2, 2) * torch.rand(64, 1, 1, 1) * 3
+        loss = (network(x, at_the_data) - 1.5 * x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = torch.randn(64, 4, 2, 2)
+    with torch.no_grad():
+        coefficient = (network(5 * x, at_the_data) * x).sum() / (5 * x * x).sum()
+    assert abs(float(coefficient) - 1.5) < 0.05  # at a norm beyond the training's
