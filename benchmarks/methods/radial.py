@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     found = [dataclasses.asdict(measure(run, arguments.images)) for run in arguments.runs]
-    print("| run | path | coupling | a | theory -(1 + a) | measured | distance |\n|---|---|---|---:|---:|---:|---:|")
+    print("| run | coupling | skip | steps | a | theory -(1 + a) | measured | distance |")
+    print("|---|---|---|---:|---:|---:|---:|---:|")
     for row in found:
         theory = -(1 + row["a"])
         numbers = [row["a"], theory, row["coefficient"], abs(theory - row["coefficient"])]
-        cells = [row["run"], row["path"], row["coupling"], *(f"{value:.3f}" for value in numbers)]
+        cells = [row["run"], row["coupling"], row["skip"], str(row["steps"]), *(f"{value:.3f}" for value in numbers)]
         print(f"| {' | '.join(cells)} |", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -39,6 +40,8 @@ class Radial:
     run: str
     path: str
     coupling: str
+    skip: str
+    steps: int
     a: float
     coefficient: float
 
@@ -56,8 +59,15 @@ def measure(run: Path, num_images: int) -> Radial:
             v_reversed = -detector.field(x, torch.ones(len(x)))
             cross += float((v_reversed * x).double().sum())
             power += float(x.double().square().sum())
-    spec = detector.spec
-    return Radial(config.name, spec.objective.path, spec.objective.coupling, spec.coupling_strength, cross / power)
+    return Radial(
+        run=config.name,
+        path=config.objective.path,
+        coupling=config.objective.coupling,
+        skip=config.model.skip,
+        steps=config.train.steps,
+        a=detector.spec.coupling_strength,
+        coefficient=cross / power,
+    )
 
 
 if __name__ == "__main__":
