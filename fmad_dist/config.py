@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
 PositiveFloat = typing.Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 DecayRate = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 PresetName = Literal["tiny", "small", "B", "L", "H", "G"]
+SkipName = Literal["none", "learned", "gaussian"]
 
 
 class Section(BaseModel):
@@ -101,7 +102,7 @@ class ModelConfig(Section):
     network: Literal["dit", "unet"] = Field("dit", description="diffusion transformer, or a convolutional U-Net")
     preset: PresetName = Field("tiny", description="DiT size: tiny 192x4, small 384x12, B, L, H, G")
     patch: int = Field(1, ge=1, description="dit: side of the patch that becomes a token; 1 for features")
-    skip: Literal["none", "learned", "gaussian"] = Field(
+    skip: SkipName = Field(
         "none", description="dit: add g(t) x to the output; gaussian starts g at the exact field of N(0, I) data"
     )
     width: int = Field(128, ge=32, multiple_of=32, description="unet: channels at full resolution")

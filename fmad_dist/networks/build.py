@@ -27,4 +27,5 @@ def describe_network(spec: NetworkSpec) -> str:
         levels = ", ".join(str(spec.width * factor) for factor in spec.levels)
         return f"U-Net with {levels} channels on {spec.channels} x {spec.grid} x {spec.grid}"
     tokens = spec.grid // spec.patch
-    return f"DiT {spec.width}x{spec.depth} on {tokens}x{tokens} tokens"
+    skip = "" if spec.skip == "none" else f", {spec.skip} skip"
+    return f"DiT {spec.width}x{spec.depth} on {tokens}x{tokens} tokens{skip}"

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, SkipName, TimeEmbedding, sincos_positions
+from fmad_dist.config import SkipName
+from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, TimeEmbedding, sincos_positions
 
 SPEC = DiTSpec(channels=6, grid=4, width=32, depth=2, heads=4, num_classes=3)
 
