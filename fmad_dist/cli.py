@@ -96,6 +96,9 @@ def compare(
     scorers: Annotated[
         str, typer.Option(help="all, or names with options: inversion:steps=10,mismatch:noises=4:times=4")
     ] = "all",
+    peers: Annotated[
+        str, typer.Option(help="Methods of others, trained here on the same features and samples: cflow")
+    ] = "",
     processes: Processes = 0,
 ) -> None:
     """Compare scorers on one trained model: quality, network evaluations, speed and memory, measured in one run."""
@@ -105,11 +108,13 @@ def compare(
     resolved = load_config(config, values)
 
     from fmad_dist.comparison.choice import choose
+    from fmad_dist.comparison.peers import choose_peers
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
 
     choose(scorers, read_spec(locate_detector(str(resolved.run_dir))).objective)
-    arguments = ["--config", str(config), "--scorers", scorers, "--out", str(out), *values]
+    choose_peers(peers)
+    arguments = ["--config", str(config), "--scorers", scorers, "--peers", peers, "--out", str(out), *values]
     launch("compare.py", arguments, processes or default_processes())
 
 

@@ -28,7 +28,7 @@ from fmad_dist.flow.paths import PATHS
 from fmad_dist.networks.build import NetworkSpec, build_network
 from fmad_dist.scoring.build import Trained, build_scorer, check_draws
 from fmad_dist.scoring.calibration import Calibration, nearest_class
-from fmad_dist.scoring.config import ScorerConfig
+from fmad_dist.scoring.config import InversionConfig, ScorerConfig
 from fmad_dist.scoring.interface import Scorer
 from fmad_dist.scoring.maps import finish
 
@@ -145,10 +145,21 @@ class Detector(nn.Module):
         Raises:
             UserError: the scorer does not fit what was trained.
         """
+        other = self._copy(scorer)
+        other.scorer = other._build_scorer()
+        return other
+
+    def scored_by(self, scorer: Scorer) -> "Detector":
+        """Another detector of the same tensors for a comparison with a scorer that has its own network. Its maps and
+        image scores follow the protocol; it cannot be saved."""
+        other = self._copy(InversionConfig())
+        other.scorer = scorer
+        return other
+
+    def _copy(self, scorer: ScorerConfig) -> "Detector":
         other = copy.copy(self)
         other._buffers = dict(self._buffers)  # the copy may replace its thresholds
         other.spec = self.spec.model_copy(update={"scorer": scorer, "calibration": None})
-        other.scorer = other._build_scorer()
         other.thresholds = torch.full_like(self.thresholds, float("inf"))
         return other
 

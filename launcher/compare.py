@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare scorers on one trained model.")
     parser.add_argument("--config", required=True, help="the run's configuration, for example its config.yaml")
     parser.add_argument("--scorers", default="all", help="all, or names with options: inversion:steps=10,endpoint")
+    parser.add_argument("--peers", default="", help="methods of others, trained on the same features: cflow")
     parser.add_argument("--out", required=True, type=Path, help="folder for comparison.json, .md and .png")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args()
@@ -25,7 +26,7 @@ def main() -> None:
         use_endpoint(config.data.endpoint_url)
         from fmad_dist.comparison.run import run_comparison
 
-        run_comparison(config, arguments.scorers, arguments.out, World.from_environment())
+        run_comparison(config, arguments.scorers, arguments.peers, arguments.out, World.from_environment())
     except UserError as error:
         exit_with(error)
 

@@ -51,7 +51,7 @@ def choose(text: str, objective: ObjectiveConfig) -> Choice:
         reasons = {title(config): refusal(config, objective) for config in EVERY}
         fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
         return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
-    found = [_parse(part) for part in re.split(r",(?![^\[]*\])", text) if part]
+    found = [_parse(part) for part in _split(",", text) if part]
     if not found:
         raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
     for config in found:
@@ -65,11 +65,18 @@ def title(config: ScorerConfig) -> str:
     """The scorer's name and the options that differ from its defaults."""
     default = SCORER_CONFIGS[config.name]()
     values = {key: value for key, value in config if value != getattr(default, key)}
+    if isinstance(config, FusionConfig) and values:
+        values["parts"] = f"[{' + '.join(title(part) for part in config.parts)}]"
     return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
 
 
+def _split(separator: str, text: str) -> list[str]:
+    """Separators inside [...] belong to a value."""
+    return re.split(separator + r"(?![^\[]*\])", text)
+
+
 def _parse(text: str) -> ScorerConfig:
-    name, *options = text.strip().split(":")
+    name, *options = _split(":", text.strip())
     values = {}
     for option in options:
         key, separator, value = option.partition("=")

@@ -1,12 +1,15 @@
 """Every scorer on one trained model in one pass over the test images: quality, evaluations, speed and memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from fmad_dist.comparison.choice import Choice, choose
 from fmad_dist.comparison.cost import Cost
+from fmad_dist.comparison.peers import Peer, choose_peers, train_peer
 from fmad_dist.comparison.table import Row, write_comparison
 from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector
@@ -20,6 +23,8 @@ from fmad_dist.training.data import open_data
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
+PEER_TIMEOUT = timedelta(hours=24)  # one process trains the peers, the others wait
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -31,17 +36,18 @@ class Comparison:
     features: Cost
 
 
-def run_comparison(config: RunConfig, scorers: str, out: Path, world: World) -> None:
+def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world: World) -> None:
     """Every rank calls; the main one writes `comparison.json`, `comparison.md` and `comparison.png` to `out`.
 
     Raises:
-        UserError: the run has no detector, a scorer does not fit it, or an image cannot be scored.
+        UserError: the run has no detector, a scorer does not fit it, a peer is unknown or an image cannot be scored.
     """
     detector = Detector.load(config.run_dir).place(world.device)
     choice = choose(scorers, detector.spec.objective)
+    chosen = choose_peers(peers)
     mixture = Mixture.load(config.data.manifests)
-    join(world)
-    part = _score(detector, choice, config, mixture, world)
+    join(world, PEER_TIMEOUT if chosen else None)
+    part = _score(detector, choice, chosen, config, mixture, world)
     gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
     if world.size > 1:
         torch.distributed.destroy_process_group()
@@ -57,13 +63,17 @@ def run_comparison(config: RunConfig, scorers: str, out: Path, world: World) -> 
     write_comparison(rows, choice.left_out, detector.spec, part.features.images_per_s, world, out)
 
 
-def _score(detector: Detector, choice: Choice, config: RunConfig, mixture: Mixture, world: World) -> Comparison:
+def _score(
+    detector: Detector, choice: Choice, peers: Sequence[Peer], config: RunConfig, mixture: Mixture, world: World
+) -> Comparison:
     if world.device.type == "cpu":
         torch.set_num_threads(1)
     detectors = {name: detector.sibling(scorer) for name, scorer in choice.scorers.items()}
     data = open_data(config)
     for member in detectors.values():
         fit_parts(member, data, world, gather_objects)
+    for peer in peers:
+        detectors[peer.title] = detector.scored_by(train_peer(peer, detector, config, data, world))
     protocol = detector.spec.protocol
     part = Comparison(
         detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()

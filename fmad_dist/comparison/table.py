@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from fmad_dist.comparison.peers import PEER_MARK
 from fmad_dist.detector import DetectorSpec
 from fmad_dist.evaluation.results import Metrics, Results
 from fmad_dist.networks.build import describe_network
@@ -20,6 +21,10 @@ from fmad_dist.storage import Store
 from fmad_dist.world import World
 
 SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
+PEER_NOTE = (
+    "A peer is a method of others with its own network, trained for this comparison on the same features and, unless "
+    "its steps are given, on the same training samples as the model; its evaluations are those of its own network."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, st
     lines = ["# Scorers on one model", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     lines += ["", "Means over the classes; images/s and memory are of one process and of scoring alone.", ""]
+    if any(PEER_MARK in row.title for row in rows):
+        lines += [PEER_NOTE, ""]
     lines += [_overview(rows), "", "## Per class: I-AUROC / P-AUROC / AUPRO", ""]
     names = list(rows[0].results.classes)
     lines += ["| scorer | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from fmad_dist.config_files import override_scorer
@@ -68,11 +69,12 @@ def _write(
     write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
 
 
-def join(world: World) -> None:
+def join(world: World, timeout: timedelta | None = None) -> None:
+    """Meet the other processes; `timeout` is that of every collective, None = the library's."""
     if world.size > 1:
         import torch.distributed as dist
 
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timeout)
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:

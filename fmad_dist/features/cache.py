@@ -168,6 +168,15 @@ def open_cache(url: str, dataset: Dataset, backbone: Backbone, weights_digest: s
     return FeatureCache(store, info) if info.key == key else None
 
 
+def cached_source(url: str | None, mixture: Mixture, backbone: Backbone, weights_digest: str) -> CachedSource | None:
+    """All caches of a mixture below `url`, or None if one is missing."""
+    if url is None:
+        return None
+    found = {dataset.name: open_cache(url, dataset, backbone, weights_digest) for dataset in mixture.datasets}
+    caches = {name: cache for name, cache in found.items() if cache is not None}
+    return CachedSource(mixture, caches) if len(caches) == len(found) else None
+
+
 def compute_shards(
     url: str,
     dataset: Dataset,

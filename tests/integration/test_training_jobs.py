@@ -119,22 +119,36 @@ def test_worst_transport_resumes_and_compares(job: Job, zero2: Path) -> None:
     after = json.loads((run / "detector" / "detector.json").read_text())
     assert after["coupling_strength"] == pytest.approx(before["coupling_strength"], rel=2e-3)  # the ranks' sums merged
     np.testing.assert_allclose(job.losses("worst"), losses, rtol=1e-5)
-    found = []
-    for processes in ("1", "2"):
-        out = job.root / f"compared-{processes}"
-        chosen = ["--scorers", "inversion,residual,fusion,density:probes=1:steps=2", "--processes", processes]
-        fmad("compare", "--config", str(run / "config.yaml"), "--out", str(out), *chosen)
-        body = json.loads((out / "comparison.json").read_text())
-        found.append({name: (row["mean"], row["classes"]) for name, row in body["scorers"].items()})
-        assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
-        assert "HVQ-Trans" in (out / "comparison.md").read_text()
-    assert found[0] == found[1]
-    assert list(found[0]) == ["inversion", "residual", "fusion", "density steps=2 probes=1"]
+    rows = compared_on_1_and_2(job, run, "--scorers", "inversion,residual,fusion,density:probes=1:steps=2")
+    assert rows == ["inversion", "residual", "fusion", "density steps=2 probes=1"]
     config = ["--config", str(run / "config.yaml"), "--out", str(job.root / "none")]
     done = fmad("compare", *config, "--scorers", "mismatch", check=False)
     assert done.returncode == 2
     assert "mismatch does not fit this model: it draws noise independently of the image" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_random_draws_and_peers_compare(job: Job, zero2: Path) -> None:
+    """Scores with random draws, and another method trained on the same features, are the same on 1 and 2 processes."""
+    scorers = "mismatch:noises=2:times=2,reconstruction:noises=2,fusion:parts=[{name: endpoint},{name: reconstruction}]"
+    rows = compared_on_1_and_2(job, zero2, "--scorers", scorers, "--peers", "cflow:steps=3")
+    assert rows[0].startswith("mismatch")
+    assert rows[2:] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
+    assert "A peer is a method of others" in (job.root / "compared-1" / "comparison.md").read_text()
+
+
+def compared_on_1_and_2(job: Job, run: Path, *options: str) -> list[str]:
+    """Compare on one process and on two, assert the same results, return the titles of the rows."""
+    found = []
+    for processes in ("1", "2"):
+        out = job.root / f"compared-{processes}"
+        fmad("compare", "--config", str(run / "config.yaml"), "--out", str(out), *options, "--processes", processes)
+        body = json.loads((out / "comparison.json").read_text())
+        found.append({name: (row["mean"], row["classes"]) for name, row in body["scorers"].items()})
+        assert (out / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+        assert "HVQ-Trans" in (out / "comparison.md").read_text()
+    assert found[0] == found[1]
+    return list(found[0])
 
 
 def forget_after(run: Path, step: int) -> None:

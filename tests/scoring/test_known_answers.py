@@ -209,6 +209,8 @@ def test_another_number_of_draws_than_the_calibrated_one_is_refused() -> None:
 def test_choosing_scorers() -> None:
     choice = choose("inversion:steps=10,mismatch:noises=2:times=3", ObjectiveConfig())
     assert list(choice.scorers) == ["inversion steps=10", "mismatch noises=2 times=3"]
+    fused = choose("fusion:parts=[{name: endpoint}, {name: inversion, steps: 5}],endpoint", ObjectiveConfig())
+    assert list(fused.scorers) == ["fusion parts=[endpoint + inversion steps=5]", "endpoint"]
     everything = choose("all", ObjectiveConfig(path="vp"))
     assert list(everything.scorers) == ["ddim"]
     assert "predicts noise" in everything.left_out["inversion"]
