@@ -3,29 +3,36 @@
     python benchmarks/methods/methods.py --data ../shared/data --out out/methods --steps 500
 
 `--data` holds trees in the MVTec AD layout: mvtec_ad, mpdd and surface. Finished runs are not trained again. Test
-images are read by the comparisons alone; all settings are fixed beforehand in configs/benchmarks/methods.
+images are read by the comparisons alone; all settings are fixed beforehand in configs/benchmarks/methods. Writes one
+table over all models, table.md, and the comparison of each model below `--out`.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 DATASETS = ("mvtec_ad", "mpdd", "surface")
 OBJECTIVES = (
     *("forward", "reversed_ot", "reversed_wt_token", "reversed_wt_group", "reversed_wt_soft"),
-    *("diffusion", "wt_flow", "pixels_dit"),
+    *("diffusion", "wt_flow", "pixels_dit", "flow_mismatching"),
 )
-VELOCITY = "inversion,endpoint,residual,fusion,density:probes=2"
-INDEPENDENT = f"{VELOCITY},reconstruction,mismatch:noises=2:times=4"
+VELOCITY = "inversion,endpoint,residual,fusion"
+DRAWS = "reconstruction,mismatch:noises=2:times=4"
+COUPLED = f"{VELOCITY},density:probes=2"
 SCORERS = {
-    "forward": INDEPENDENT,
-    "pixels_dit": "inversion,endpoint,reconstruction,mismatch:noises=4:times=4",
+    "forward": f"{VELOCITY},density:probes=2,{DRAWS}",
+    "reversed_wt_soft": VELOCITY,
     "diffusion": "ddim",
     "wt_flow": "endpoint:postprocess=paper,inversion,endpoint,residual",
-    "reversed_wt_soft": "inversion,endpoint,residual,fusion",
+    "pixels_dit": f"inversion,endpoint,{DRAWS}",
+    "flow_mismatching": "mismatch:noises=4:times=4:postprocess=paper,inversion",
 }
+OVERRIDES = {"flow_mismatching": ["features.grid=32"]}  # the paper's 256 x 256 needs a GPU
+PEERS = {"forward": ["--peers", "cflow"]}
+SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 
 
 def main() -> None:
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of eight images for every model")
+    parser.add_argument("--processes", default="1", help="of every training; the comparisons use two")
     parser.add_argument("--only", nargs="*", choices=OBJECTIVES, default=OBJECTIVES)
     arguments = parser.parse_args()
     shards = [str(arguments.out / "data" / name) for name in DATASETS]
@@ -43,14 +51,37 @@ def main() -> None:
         run = arguments.out / name
         if not (run / "detector" / "detector.json").exists():
             fmad(
-                *("train", "--config", f"configs/benchmarks/methods/{name}.yaml", "--processes", "2"),
+                *("train", "--config", f"configs/benchmarks/methods/{name}.yaml", "--processes", arguments.processes),
                 *(f"output={arguments.out}", f"data.manifests={json.dumps(shards)}", "tracking.mlflow=false"),
                 *(f"features.cache={arguments.out / 'features'}", f"train.steps={arguments.steps}"),
+                *OVERRIDES.get(name, []),
             )
         fmad(
-            *("compare", "--config", str(run / "config.yaml"), "--scorers", SCORERS.get(name, VELOCITY)),
-            *("--out", str(arguments.out / "compare" / name)),
+            *("compare", "--config", str(run / "config.yaml"), "--scorers", SCORERS.get(name, COUPLED)),
+            *("--out", str(compared(arguments.out, name)), "--processes", "2", *PEERS.get(name, [])),
         )
+    found = {name: compared(arguments.out, name) / "comparison.json" for name in OBJECTIVES}
+    table = "\n".join(rows({name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}))
+    (arguments.out / "table.md").write_text(f"{table}\n")
+    print(table)
+
+
+def compared(out: Path, name: str) -> Path:
+    return out / "compare" / name
+
+
+def rows(comparisons: dict[str, dict]) -> Iterator[str]:
+    """All scorers of all models; means over the classes, then the image AUROC of every class."""
+    first = next(iter(comparisons.values()))["scorers"]
+    classes = list(next(iter(first.values()))["classes"])
+    yield f"| model | scorer | NFE | images/s | peak MiB | {' | '.join([*SHOWN.values(), *classes])} |"
+    yield "|---|---|" + "---:|" * (3 + len(SHOWN) + len(classes))
+    for name, body in comparisons.items():
+        for title, row in body["scorers"].items():
+            cells = [name, title, str(row["evaluations"]), f"{row['images_per_s']:.1f}", f"{row['peak_mib']:.0f}"]
+            cells += [f"{row['mean'][key]:.3f}" for key in SHOWN]
+            cells += [f"{row['classes'][one]['image_auroc']:.3f}" for one in classes]
+            yield f"| {' | '.join(cells)} |"
 
 
 def fmad(*arguments: str) -> None:
