@@ -8,7 +8,7 @@ import typer
 
 from data_tools.cli import app as data_app
 from fmad_dist.errors import UserError
-from fmad_dist.launch import JobFailed
+from fmad_dist.launch import JobFailed, prefix
 
 app = typer.Typer(
     help="Distributed flow-matching anomaly detection for visual inspection.",
@@ -33,8 +33,19 @@ ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a
 
 
 @app.command()
-def train(config: ConfigOption, overrides: Overrides = None, processes: Processes = 0) -> None:
-    """Train on this machine; the same job on many nodes is `accelerate launch launcher/train.py`."""
+def train(
+    config: ConfigOption,
+    overrides: Overrides = None,
+    processes: Processes = 0,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start again from the newest checkpoint when a process dies, so many times.")
+    ] = 0,
+) -> None:
+    """Train on this machine, or go on from the run's newest checkpoint.
+
+    The same job on many nodes is `accelerate launch launcher/train.py`. SIGTERM and SIGUSR1 stop it after a
+    checkpoint. Exit codes: 2 bad input, 75 stopped on request, 76 hung.
+    """
     from fmad_dist.config_files import load_config
     from fmad_dist.storage import use_endpoint
     from fmad_dist.stream.training_stream import open_stream
@@ -50,8 +61,34 @@ def train(config: ConfigOption, overrides: Overrides = None, processes: Processe
 
     count = processes or default_processes()
     check_job(resolved, count)
-    launch("train.py", ["--config", str(config), *values], count)
+    launch("train.py", ["--config", str(config), *values], count, max_restarts)
     typer.echo(f"run directory: {resolved.run_dir}")
+
+
+@app.command()
+def doctor(config: ConfigOption, overrides: Overrides = None, processes: Processes = 0) -> None:
+    """Check versions, GPUs, clocks, storage, disks and MLflow before hours are spent; one line each, with the fix.
+
+    On many nodes: `accelerate launch launcher/doctor.py` with the options of the job.
+    """
+    from fmad_dist.config_files import load_config
+    from fmad_dist.launch import default_processes, launch
+
+    values = overrides or []
+    load_config(config, values)
+    launch("doctor.py", ["--config", str(config), *values], processes or default_processes())
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Option("--run", help="Run directory, or the folder or URL of its checkpoints.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the detector.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default the newest.")] = None,
+) -> None:
+    """Make a calibrated detector from a checkpoint, on one machine without a GPU."""
+    from fmad_dist.training.export import export as run_export
+
+    typer.echo(f"detector of step {run_export(run, step, out)}: {out}")
 
 
 @app.command()
@@ -168,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments)
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        typer.echo(f"{prefix(error)}: {error}", err=True)
+        sys.exit(error.exit_code)
     except JobFailed as error:
         typer.echo(f"error: {error}; its own message is above.", err=True)
         sys.exit(1)

@@ -135,8 +135,19 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, description="keys initial weights, epoch order, noise and times")
     log_every: int = Field(20, ge=1, description="steps between metric records")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints; one is always made at the end")
+    checkpoint_url: str | None = Field(
+        None, description="folder or URL for the checkpoints of all runs, in a folder each; null = the run's own folder"
+    )
     log_samples: bool = Field(False, description="write every sample id and position to samples-<rank>.jsonl (audit)")
-    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that stay on disk")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints of multiples of so many steps stay for good")
+    hang_s: float = Field(1800.0, gt=0.0, description="seconds without a step until stacks are dumped and the job ends")
+    max_skipped: int = Field(
+        5,
+        ge=1,
+        description="steps in a row without a finite gradient until training goes back to a checkpoint",
+    )
+    max_rollbacks: int = Field(2, ge=0, description="returns to a checkpoint for that reason until the job ends")
 
 
 class CalibrationConfig(Section):
@@ -186,3 +197,9 @@ class RunConfig(Section):
     @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.name
+
+    @property
+    def checkpoint_url(self) -> str:
+        """Where the checkpoints of this run are, below one folder per step."""
+        url = self.train.checkpoint_url
+        return f"{url.rstrip('/')}/{self.name}" if url else str(self.run_dir / "checkpoints")

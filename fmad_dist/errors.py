@@ -13,8 +13,10 @@ _USERINFO = re.compile(r"(://)[^/@\s]+@")
 class UserError(ValueError):
     """Bad input. The message is one sentence that names the file or field and the fix.
 
-    Command lines print it without a traceback and exit with code 2; everything else that escapes is a bug of ours.
+    Command lines print it without a traceback and exit with `exit_code`; everything else that escapes is a bug of ours.
     """
+
+    exit_code = 2
 
 
 def without_secrets(text: str) -> str:

@@ -1,11 +1,14 @@
 """Start a launcher script on several local processes, exactly as `accelerate launch` would.
 
-A worker cannot give its parent more than an exit code, so the first one that meets bad input leaves its sentence in a
-file that the parent names; then the user reads it once, not once per process and not below a launcher's traceback.
+A worker cannot give its parent more than an exit code, so the first one that ends early leaves its sentence in a file
+that the parent names; then the user reads it once, not once per process and not below a launcher's traceback.
+Exit codes: 2 bad input, 75 stopped on request after saving a checkpoint, 76 hung, 1 anything else.
 """
 
+import json
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -16,6 +19,8 @@ from fmad_dist.errors import UserError
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher"
 ERROR_FILE = "FMAD_ERROR_FILE"
+EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on where it stopped
+EXIT_HUNG = 76
 
 
 class JobFailed(RuntimeError):
@@ -29,47 +34,82 @@ def default_processes() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def launch(script: str, arguments: Sequence[str], processes: int) -> None:
+def launch(script: str, arguments: Sequence[str], processes: int, max_restarts: int = 0) -> None:
     """Run launcher/<script> on `processes` processes and wait for them.
 
+    When one of them dies, all are started again, up to `max_restarts` times. SIGUSR1 is passed on to them.
+
     Raises:
-        UserError: a process met bad input; the sentence is its own.
+        UserError: a process met bad input, hung or stopped on request; the sentence and the exit code are its own.
         JobFailed: a process died in another way.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    config = LAUNCHER / "accelerate" / "local.yaml"
+    config = LAUNCHER / "accelerate" / "one_node.yaml"
     options = ["--config_file", str(config), "--num_processes", str(processes)]
-    options += ["--main_process_port", str(_free_port())]
+    options += ["--main_process_port", str(_free_port()), "--max_restarts", str(max_restarts)]
     with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch:
         message = Path(scratch) / "error"
         _set_environment(processes, message)
+        signal.signal(signal.SIGUSR1, lambda number, frame: _pass_on(number, script))
         try:
             launch_command(launch_command_parser().parse_args([*options, str(LAUNCHER / script), *arguments]))
         except ChildFailedError as error:
-            if message.exists():
-                raise UserError(message.read_text()) from None
+            _raise_message(message)
             rank, failure = error.get_first_failure()
             raise JobFailed(f"rank {rank} of {script} ended with exit code {failure.exitcode}") from None
+        except SignalException as error:
+            _raise_message(message)
+            raise JobFailed(f"{script} was ended by {error.sigval.name}") from None
+
+
+def _raise_message(path: Path) -> None:
+    """The sentence that a process of the last start left, if one did."""
+    left = sorted(path.parent.glob(f"{path.name}.*.json"), key=lambda one: int(one.name.split(".")[1]))
+    if left:
+        body = json.loads(left[-1].read_text())
+        error = UserError(body["text"])
+        error.exit_code = body["code"]
+        raise error from None
+
+
+def _pass_on(number: int, script: str) -> None:
+    import psutil
+
+    for child in psutil.Process().children():
+        if str(LAUNCHER / script) in child.cmdline():
+            child.send_signal(number)
 
 
 def exit_with(error: UserError) -> None:
-    """End this process with code 2 after saying the sentence: to the parent if it listens, else to the terminal."""
+    """End this process after saying the sentence: to the parent if it listens, else to the terminal."""
+    if not leave_message(str(error), error.exit_code):
+        sys.stderr.write(f"{prefix(error)}: {error}\n")
+    sys.stderr.flush()
+    sys.exit(error.exit_code)
+
+
+def prefix(error: UserError) -> str:
+    return "stopped" if error.exit_code == EXIT_STOPPED else "error"
+
+
+def leave_message(text: str, code: int) -> bool:
+    """Leave the parent a sentence and an exit code; False if there is no parent that listens."""
     path = os.environ.get(ERROR_FILE)
     if path is None:
-        sys.stderr.write(f"error: {error}\n")
-    else:
-        scratch = Path(f"{path}.{os.getpid()}")
-        scratch.write_text(str(error))
-        try:
-            os.link(scratch, path)  # the first one wins, and the parent never reads half a sentence
-        except FileExistsError:
-            pass
-        finally:
-            scratch.unlink()
-    sys.stderr.flush()
-    sys.exit(2)
+        return False
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    scratch = Path(f"{path}.{os.getpid()}")
+    scratch.write_text(json.dumps({"text": text, "code": code}))
+    try:
+        os.link(scratch, f"{path}.{start}.json")  # the first one wins, and the parent never reads half a sentence
+    except FileExistsError:
+        pass
+    finally:
+        scratch.unlink()
+    return True
 
 
 def _set_environment(processes: int, message: Path) -> None:

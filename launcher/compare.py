@@ -1,6 +1,6 @@
 """Entry point of a comparison of scorers for `accelerate launch`.
 
-accelerate launch --config_file launcher/accelerate/local.yaml launcher/compare.py --config FILE --out DIR
+accelerate launch --config_file launcher/accelerate/one_node.yaml launcher/compare.py --config FILE --out DIR
 """
 
 import argparse

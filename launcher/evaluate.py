@@ -1,6 +1,6 @@
 """Entry point of evaluation for `accelerate launch`; it needs no training processes.
 
-    accelerate launch --config_file launcher/accelerate/local.yaml launcher/evaluate.py \
+    accelerate launch --config_file launcher/accelerate/one_node.yaml launcher/evaluate.py \
         --model models:/fmad@candidate --manifest data/mvtec_ad --out results/
 """
 

@@ -1,6 +1,6 @@
 """Entry point of training for `accelerate launch`.
 
-accelerate launch --config_file launcher/accelerate/local.yaml launcher/train.py --config FILE [key=value ...]
+accelerate launch --config_file launcher/accelerate/one_node.yaml launcher/train.py --config FILE [key=value ...]
 """
 
 import argparse

@@ -80,10 +80,16 @@ class TrackedRun:
         if self.lost_batches:
             _warn(f"{self.lost_batches} metric records did not reach MLflow; metrics.jsonl has them all.")
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        if self.enabled:
-            self._client.set_terminated(self.run_id)
+    def close(self, status: str = "FINISHED") -> None:
+        """Mark the run as finished, or as "KILLED"; a resume opens it again."""
+        if not self.enabled:
+            return
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except MlflowException as error:
+            _warn(f"MLflow does not close the run ({first_line(error)}).")
 
     def register(self, detector: Path) -> str:
         """A new version of the registered model from a detector folder; noted in `registered.json`.

@@ -1,35 +1,23 @@
-"""Portable checkpoints: named fp32 tensors without a trace of world size or ZeRO stage.
+"""Portable checkpoints at any URL: named fp32 tensors without a trace of world size or ZeRO stage.
 
-    checkpoints/step-00000500/
-        tensors-00000.safetensors ...   `<kind>/<parameter>`, about 1 GB each, so memory stays bounded
-        checkpoint.json                 position, specs and the SHA-256 of every file
-The folder is written under a temporary name and renamed when it is complete and on disk.
+    step-00000500/
+        tensors-00003-00000.safetensors ...   `<kind>/<parameter>`, written by rank 3
+        checkpoint.json                       written last: position, specs, size and SHA-256 of every file
+A folder without checkpoint.json is not a checkpoint, so one exists completely or not at all, on every storage.
+There is no state of random generators in it: noise, times and labels are keyed by (seed, position in the stream).
 """
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
-from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.errors import UserError
 from fmad_dist.networks.build import NetworkSpec
-from fmad_dist.storage import TEMPORARY_PREFIX
-from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import Engine
-from fmad_dist.training.weights import MOMENTS, full_moments, full_weights, restore
+from fmad_dist.storage import Store
 
-FORMAT = "fmad-checkpoint/2"
+FORMAT = "fmad-checkpoint/3"
 STATE_NAME = "checkpoint.json"
-FILE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -43,133 +31,118 @@ class TrainState:
     objective: dict[str, Any]  # ObjectiveConfig
     coupling: tuple[float, float]  # sums behind the coupling's strength, merged over ranks
     tracking_run: str | None
+    config: dict[str, Any]  # the resolved RunConfig
 
 
-def save_checkpoint(folder: Path, engine: Engine, ema: ShardedEma, state: TrainState, keep: int, is_main: bool) -> None:
-    """Write `folder`/step-<n>; every rank calls, the main process writes. Older ones beyond `keep` are removed."""
-    scratch = folder / f"{TEMPORARY_PREFIX}step-{state.step:08d}"
-    if is_main:
-        _remove_leftovers(folder)
-        scratch.mkdir(parents=True)
-    files: dict[str, str] = {}
-    batch: dict[str, Tensor] = {}
-    for name, tensor in _all_tensors(engine, ema):
-        if is_main:
-            batch[name] = tensor
-            if sum(t.nbytes for t in batch.values()) >= FILE_BYTES:
-                _write_tensors(scratch, batch, files)
-    if is_main:
-        _write_tensors(scratch, batch, files)
-        body = json.dumps({"format": FORMAT, **asdict(state), "files": files}, indent=1)
-        _write_synced(scratch / STATE_NAME, body.encode())
-        _publish(scratch, folder / f"step-{state.step:08d}")
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What checkpoint.json says of a file."""
+
+    num_bytes: int
+    sha256: str
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE_NAME).is_file())
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint, as its checkpoint.json describes it."""
+
+    store: Store  # its folder
+    state: TrainState
+    files: dict[str, StoredFile]
 
 
-def read_state(path: Path, network: NetworkSpec, objective: ObjectiveConfig, plan_digest: str) -> TrainState:
-    """The state of a checkpoint, checked to belong to this run.
+class Damaged(UserError):
+    """A checkpoint cannot be read; an older one may be."""
 
-    Raises:
-        UserError: it was made by another architecture or objective, for another sample stream, or cannot be read.
+
+class Checkpoints:
+    """All checkpoints of a run."""
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        names = self.store.list() if self.store.exists() else []
+        return sorted(int(name.split("-")[1].split("/")[0]) for name in names if name.endswith(f"/{STATE_NAME}"))
+
+    def folder(self, step: int) -> Store:
+        return self.store.child(f"step-{step:08d}")
+
+    def read(self, step: int) -> Checkpoint:
+        """Raises:
+        Damaged: its checkpoint.json is not one.
+        """
+        folder = self.folder(step)
+        try:
+            body = json.loads(folder.read(STATE_NAME))
+            if body.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            files = {name: StoredFile(**file) for name, file in body.pop("files").items()}
+            state = TrainState(**body | {"coupling": tuple(body["coupling"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            where = folder.url_of(STATE_NAME)
+            raise Damaged(f"{where}: not a readable checkpoint ({error}); remove the folder {folder.url}.") from None
+        return Checkpoint(folder, state, files)
+
+    def newest_readable(self) -> Checkpoint | None:
+        """The newest whose checkpoint.json can be read; its tensors are not looked at."""
+        for step in reversed(self.steps()):
+            try:
+                return self.read(step)
+            except Damaged:
+                continue
+        return None
+
+    def publish(self, state: TrainState, files: dict[str, StoredFile]) -> None:
+        """Make a checkpoint of files that are in its folder already."""
+        body = {"format": FORMAT, **asdict(state), "files": {name: asdict(file) for name, file in files.items()}}
+        self.folder(state.step).write(STATE_NAME, json.dumps(body, indent=1).encode())
+
+    def remove(self, step: int) -> None:
+        """Whatever is in the folder of `step`; if it is a checkpoint, it ends to be one first."""
+        folder = self.folder(step)
+        names = folder.list() if folder.exists() else []
+        folder.remove_all([name for name in names if name == STATE_NAME])
+        folder.remove_all([name for name in names if name != STATE_NAME])
+        if folder.is_local:
+            folder.remove_empty_folders("")
+
+    def remove_incomplete(self) -> None:
+        """What killed or failed saves left behind."""
+        names = self.store.list() if self.store.exists() else []
+        complete = set(self.steps())
+        for step in {int(name[5:13]) for name in names if name[:5] == "step-" and name[5:13].isdecimal()} - complete:
+            self.remove(step)
+
+    def prune(self, keep_last: int, keep_every: int | None) -> None:
+        """Remove all but the newest `keep_last` and those of every multiple of `keep_every` steps."""
+        for step in self.steps()[:-keep_last]:
+            if not (keep_every and step % keep_every == 0):
+                self.remove(step)
+
+
+def check_belongs(checkpoint: Checkpoint, network: NetworkSpec, objective: ObjectiveConfig, plan_digest: str) -> None:
+    """Raises:
+    UserError: it was made by another architecture or objective, or for another sample stream.
     """
-    where = path / STATE_NAME
-    try:
-        body = json.loads(where.read_text())
-        if body.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        body.pop("files")
-        state = TrainState(**body | {"coupling": tuple(body["coupling"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: not a readable checkpoint ({error}); remove the folder {path}.") from None
-    _check_same(path, "architecture", state.network, asdict(network))
-    _check_same(path, "objective", state.objective, objective.model_dump(mode="json"))
+    state, where = checkpoint.state, checkpoint.store.url
+    _check_same(where, "architecture", state.network, asdict(network))
+    _check_same(where, "objective", state.objective, objective.model_dump(mode="json"))
     if state.plan_digest != plan_digest:
         raise UserError(
-            f"{path}: its sample stream is another one (manifests, data.holdout, data.temperature, weights or "
+            f"{where}: its sample stream is another one (manifests, data.holdout, data.temperature, weights or "
             "train.seed changed); choose another `name` for the run, or set them as they were."
         )
-    return state
 
 
-def _check_same(path: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_same(where: str, what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
     differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
     if differing:
         there = ", ".join(f"{key} {found.get(key)}" for key in differing)
         here = ", ".join(f"{key} {wanted.get(key)}" for key in differing)
         raise UserError(
-            f"{path}: a checkpoint of another {what} ({there}; the configuration says {here}); choose another `name` "
+            f"{where}: a checkpoint of another {what} ({there}; the configuration says {here}); choose another `name` "
             "for the run, or set it as it was."
         )
-
-
-def load_checkpoint(path: Path, engine: Engine, ema: ShardedEma, state: TrainState) -> None:
-    """Put the checkpoint into the engine at this world size and ZeRO stage; every rank calls.
-
-    Raises:
-        UserError: a file is missing or does not match its digest.
-    """
-    read: dict[str, dict[str, Tensor]] = {"weight": {}, "ema": {}, **{kind: {} for kind in MOMENTS}}
-    for name, tensor in _read_tensors(path):
-        kind, parameter = name.split("/", 1)
-        read[kind][parameter] = tensor
-    restore(engine, ema, read, state.ema_updates, state.step)
-
-
-def _all_tensors(engine: Engine, ema: ShardedEma) -> Iterator[tuple[str, Tensor]]:
-    kinds = [("weight", full_weights(engine)), *((kind, full_moments(engine, kind)) for kind in MOMENTS)]
-    yield from chain.from_iterable(((f"{kind}/{name}", t) for name, t in tensors) for kind, tensors in kinds)
-    with ema.swapped_in():
-        for name, tensor in full_weights(engine):
-            yield f"ema/{name}", tensor
-
-
-def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    for name, digest in json.loads((path / STATE_NAME).read_text())["files"].items():
-        file = path / name
-        if not file.is_file() or _file_digest(file) != digest:
-            raise UserError(f"{file}: missing, truncated or changed; remove the folder {path} to use an older one.")
-        yield from load_file(file).items()
-
-
-def _write_tensors(folder: Path, batch: dict[str, Tensor], files: dict[str, str]) -> None:
-    if not batch:
-        return
-    path = folder / f"tensors-{len(files):05d}.safetensors"
-    save_file(batch, path)
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
-    files[path.name] = _file_digest(path)
-    batch.clear()
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    if target.exists():  # the same step again, after a resume
-        shutil.rmtree(target)
-    os.replace(scratch, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path)

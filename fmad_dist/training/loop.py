@@ -1,6 +1,7 @@
 """Training: the whole loop on one screen, everything in it a named component."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -9,7 +10,6 @@ from pathlib import Path
 import torch
 
 from fmad_dist.config import RunConfig
-from fmad_dist.config_files import dump_config
 from fmad_dist.detector import SPEC_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import PreparedFeatures, prepare_features
@@ -22,20 +22,19 @@ from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
 from fmad_dist.training.bad_samples import BadSamples
-from fmad_dist.training.checkpoint import (
-    TrainState,
-    list_checkpoints,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
+from fmad_dist.training.checkpoint import Checkpoints, TrainState
+from fmad_dist.training.checkpoint_writer import CheckpointWriter
 from fmad_dist.training.data import TrainingData, open_data
 from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import Engine, build_engine, describe, gather_objects, start_accelerator
+from fmad_dist.training.engine import Engine, build_engine, gather_objects, start_accelerator
 from fmad_dist.training.finish import finish_run
+from fmad_dist.training.guard import NonFiniteGuard
+from fmad_dist.training.preemption import Preempted, StopRequest
+from fmad_dist.training.resume import load_newest, resume
 from fmad_dist.training.schedule import learning_rate
 from fmad_dist.training.step import StepRunner
 from fmad_dist.training.throughput import Meter
+from fmad_dist.training.watchdog import Watchdog
 from fmad_dist.world import World
 
 
@@ -54,51 +53,100 @@ class TrainJob:
     record: RunRecord
     tracked: TrackedRun
     bad: BadSamples
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.config.run_dir / "checkpoints"
+    checkpoints: Checkpoints
+    writer: CheckpointWriter
+    guard: NonFiniteGuard
 
     def state(self, step: int) -> TrainState:
         """Every rank calls."""
         network = asdict(self.engine.network.spec)  # type: ignore[call-overload]
         coupling = merged_strength(gather_objects(self.objective.strength.state()))
         objective = self.config.objective.model_dump(mode="json")
-        return TrainState(step, self.ema.updates, self.data.digest, network, objective, coupling, self.tracked.run_id)
+        config = self.config.model_dump(mode="json")
+        updates, digest = self.ema.updates, self.data.digest
+        return TrainState(step, updates, digest, network, objective, coupling, self.tracked.run_id, config)
 
 
 def train(config: RunConfig, world: World) -> Path:
     """Train, or go on from the latest checkpoint of the same run; returns the run directory. Every rank calls.
 
     Raises:
-        UserError: data, features, backbone or an existing checkpoint do not fit the configuration.
+        UserError: data, features, backbone or a checkpoint do not fit the configuration, or training diverged.
+        Preempted: it was asked to stop and saved a checkpoint.
     """
     job = set_up(config, world)
     start = resume(job)
-    settings = config.train
-    meter = Meter()
-    runner = StepRunner(job.engine, job.ema, job.features, job.objective, config.model)
-    batches = meter.timed(read_batches(job, start))
-    losses: list[torch.Tensor] = []
-    with Progress(f"train {config.name}", settings.steps, shown=world.is_main, start=start) as progress:
-        for step in range(start, settings.steps):
+    run_steps(job, start)
+    if not is_finished(job, start):
+        finish_run(job)
+    job.engine.accelerator.end_training()
+    return config.run_dir
+
+
+def run_steps(job: TrainJob, step: int) -> None:
+    """From after `step` steps to the last one: read, compute, average, log, save, and stop when asked to."""
+    settings, world = job.config.train, job.world
+    meter, losses = Meter(), list[torch.Tensor]()
+    runner = StepRunner(job.engine, job.ema, job.features, job.objective, job.config.model, job.guard)
+    batches = meter.timed(read_batches(job, step))
+    progress = Progress(f"train {job.config.name}", settings.steps, shown=world.is_main, start=step)
+    with Watchdog(world, settings.hang_s) as watchdog, StopRequest(world) as stop, progress:
+        while step < settings.steps:
             micro_batches = list(islice(batches, job.layout.accumulation))
             losses.append(runner.run(micro_batches, learning_rate(settings, step)))
             meter.count(settings.global_batch)
             job.bad.note(bad for batch in micro_batches for bad in batch.bad)
             log_samples(job, step, micro_batches)
-            done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                progress.advance(0, note=log_metrics(job, done, losses, meter))
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                save_checkpoint(
-                    job.checkpoints, job.engine, job.ema, job.state(done), settings.keep_checkpoints, world.is_main
-                )
+            step += 1
+            if job.guard.must_go_back:
+                step = go_back(job, step)
+                batches = meter.timed(read_batches(job, step))
+                progress.done = step
+                losses.clear()
+                continue
+            is_last = step == settings.steps
+            if step % settings.log_every == 0 or is_last:
+                progress.advance(0, note=log_metrics(job, step, losses, meter))
+            if is_last or (step % settings.checkpoint_every == 0 and not job.guard.in_a_row):
+                job.writer.save(job.engine, job.ema, job.state(step))
+            job.writer.check()
             progress.advance(1)
-    if not is_finished(job, start):
-        finish_run(job)
-    job.engine.accelerator.end_training()
-    return config.run_dir
+            watchdog.beat(step)
+            if stop.agreed() and not is_last:
+                stop_here(job, step)
+        job.writer.finish()
+
+
+def stop_here(job: TrainJob, step: int) -> None:
+    """Save and end, on all ranks at the same step."""
+    job.writer.save(job.engine, job.ema, job.state(step))
+    job.writer.finish()
+    if job.world.is_main:
+        job.tracked.close("KILLED")
+    raise Preempted(
+        f"{job.config.name} was asked to stop and saved step {step} to {job.checkpoints.store.url}; start the same "
+        "command again to go on."
+    )
+
+
+def go_back(job: TrainJob, step: int) -> int:
+    """Load the newest checkpoint after too many gradients that are not finite; returns its step. Every rank calls.
+
+    Raises:
+        UserError: there is none, or it happened too often.
+    """
+    job.writer.finish()
+    found = f"{job.guard.limit} steps in a row up to step {step} had a loss or gradient that is not finite"
+    fix = "lower train.lr, raise train.warmup_samples or look at the newest images"
+    state = load_newest(job) if job.guard.may_go_back else None
+    if state is None:
+        raise UserError(f"training diverged: {found}, after {job.guard.rollbacks} returns to a checkpoint; {fix}.")
+    job.guard.went_back()
+    job.record.rewind(state.step)
+    if job.world.is_main:
+        times = f"{job.guard.rollbacks} of at most {job.guard.max_rollbacks}"
+        print(f"{found}; went back to step {state.step} ({times})", file=sys.stderr, flush=True)
+    return state.step
 
 
 def set_up(config: RunConfig, world: World) -> TrainJob:
@@ -127,30 +175,11 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
     objective = FlowMatching(config.objective, settings.seed)
-    return TrainJob(config, world, data, layout, features, objective, engine, ema, record, tracked, bad)
-
-
-def resume(job: TrainJob) -> int:
-    """Load the newest checkpoint of this run if there is one; returns the step to go on with."""
-    found = list_checkpoints(job.checkpoints)
-    state = None
-    if found:
-        network = job.engine.network.spec
-        state = read_state(found[-1], network, job.config.objective, job.data.digest)  # type: ignore[arg-type]
-        if state.step > job.config.train.steps:
-            raise UserError(f"train.steps: {job.config.train.steps}, but {found[-1]} is further; raise it.")
-        load_checkpoint(found[-1], job.engine, job.ema, state)
-        job.objective.strength.load(state.coupling)
-        job.record.rewind(state.step)
-    elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
-        job.record.rewind(0)
-    job.record.write("config.yaml", dump_config(job.config))
-    job.record.write("environment.json", json.dumps(describe(job.engine, job.world), indent=1))
-    if job.world.is_main:
-        job.tracked.start(state.tracking_run if state else None)
-        if state:
-            print(f"resumed {job.config.name} at step {state.step} from {found[-1]}", flush=True)
-    return state.step if state else 0
+    checkpoints = Checkpoints(config.checkpoint_url)
+    writer = CheckpointWriter(checkpoints, world, settings.keep_checkpoints, settings.keep_every)
+    guard = NonFiniteGuard(settings.max_skipped, settings.max_rollbacks)
+    running = (record, tracked, bad, checkpoints, writer, guard)
+    return TrainJob(config, world, data, layout, features, objective, engine, ema, *running)
 
 
 def is_finished(job: TrainJob, start: int) -> bool:
@@ -171,19 +200,21 @@ def read_batches(job: TrainJob, start: int) -> Iterator[Batch]:
 
 def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Meter) -> str:
     """Write one line of metrics, averaged over the interval and all ranks; returns a note for the progress bar."""
-    local = torch.stack([torch.stack(losses).mean(), torch.tensor(float(job.bad.num_new), device=job.engine.device)])
-    loss, num_new = job.engine.accelerator.reduce(local, reduction="mean").tolist()
+    found = torch.stack(losses)
+    finite = found[found.isfinite()]
+    new = torch.tensor(float(job.bad.num_new), device=found.device)
+    local = torch.stack([finite.sum(), found.isfinite().sum().float(), new])
+    total, count, num_new = job.engine.accelerator.reduce(local, reduction="sum").tolist()
+    loss = total / count if count else float("nan")
     losses.clear()
-    if not torch.isfinite(torch.tensor(loss)):
-        raise UserError(
-            f"training diverged: the loss is {loss} at step {done}; lower train.lr or raise warmup_samples."
-        )
     values = {
-        "loss": loss,
+        **({"loss": loss} if count else {}),
         "lr": learning_rate(job.config.train, done - 1),
         "grad_norm": float(job.engine.deepspeed.get_global_grad_norm() or 0.0),
         **({"epoch": done * job.layout.global_batch / job.data.epoch_size} if job.data.epoch_size else {}),
         "samples": done * job.layout.global_batch,
+        "skipped_steps": job.guard.skipped,
+        "rollbacks": job.guard.rollbacks,
         "bad_samples": job.bad.settle() if num_new else len(job.bad.known),
         **meter.read(),
     }

@@ -10,7 +10,7 @@ from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.build import network_spec
 from fmad_dist.scoring.build import refusal
 from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.training.checkpoint import list_checkpoints, read_state
+from fmad_dist.training.checkpoint import Checkpoints, check_belongs
 from fmad_dist.training.data import open_data
 
 
@@ -26,11 +26,11 @@ def check_job(config: RunConfig, processes: int) -> None:
     BatchLayout.fit(config.train.global_batch, config.train.micro_batch, processes)
     data = open_data(config)
     backbone = load_backbone(feature_spec(config.features), config.features.weights)
-    found = list_checkpoints(config.run_dir / "checkpoints")
-    if found:
+    newest = Checkpoints(config.checkpoint_url).newest_readable()
+    if newest is not None:
         num_classes = len(data.mixture.class_names)
         network = network_spec(config.model, backbone.num_channels, config.features.grid, num_classes)
-        read_state(found[-1], network, config.objective, data.digest)
+        check_belongs(newest, network, config.objective, data.digest)
     _check_writable(config.run_dir)
 
 

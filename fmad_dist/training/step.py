@@ -10,6 +10,7 @@ from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.stream.batches import Batch
 from fmad_dist.training.ema import ShardedEma
 from fmad_dist.training.engine import Engine
+from fmad_dist.training.guard import NonFiniteGuard
 
 LABEL_DROP_STREAM = 2**32  # offset of the seed that decides which labels are dropped
 
@@ -18,13 +19,20 @@ class StepRunner:
     """Holds what a step needs, so that the loop reads as one."""
 
     def __init__(
-        self, engine: Engine, ema: ShardedEma, features: PreparedFeatures, objective: FlowMatching, model: ModelConfig
+        self,
+        engine: Engine,
+        ema: ShardedEma,
+        features: PreparedFeatures,
+        objective: FlowMatching,
+        model: ModelConfig,
+        guard: NonFiniteGuard,
     ) -> None:
         self.engine = engine
         self.ema = ema
         self.features = features
         self.objective = objective
         self.model = model
+        self.guard = guard
 
     def run(self, micro_batches: list[Batch], lr: float) -> Tensor:
         """The detached mean loss of this rank's part of the step."""
@@ -35,7 +43,8 @@ class StepRunner:
             self.engine.deepspeed.backward(loss)
             self.engine.deepspeed.step()
             total += loss.detach()
-        self.ema.update()
+        if not self.guard.note(self.engine.optimizer):
+            self.ema.update()
         return total / len(micro_batches)
 
     def _loss(self, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 Parameters are gathered one by one, so the peak is one full parameter, not a second model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,21 +14,31 @@ from fmad_dist.training.engine import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+ReadTensor = Callable[[str, str], Tensor]  # kind and parameter -> float32 CPU tensor
 
-def full_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32 CPU tensor) of every parameter."""
+
+def everything(position: int) -> bool:
+    return True
+
+
+def full_weights(engine: Engine, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 CPU tensor) of the parameters at the `wanted` positions."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    for name, parameter in engine.network.named_parameters():
-        yield name, _on_cpu(safe_get_full_fp32_param(parameter))
+    for position, (name, parameter) in enumerate(engine.network.named_parameters()):
+        found = safe_get_full_fp32_param(parameter)
+        if wanted(position):
+            yield name, _on_cpu(found)
 
 
-def full_moments(engine: Engine, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """(name, fp32 CPU tensor) of one of AdamW's `MOMENTS` for every parameter."""
+def full_moments(engine: Engine, kind: str, wanted: Callable[[int], bool] = everything) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 CPU tensor) of one of AdamW's `MOMENTS` for the parameters at the `wanted` positions."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    for name, parameter in engine.network.named_parameters():
-        yield name, _on_cpu(safe_get_full_optimizer_state(parameter, kind))
+    for position, (name, parameter) in enumerate(engine.network.named_parameters()):
+        found = safe_get_full_optimizer_state(parameter, kind)
+        if wanted(position):
+            yield name, _on_cpu(found)
 
 
 def averaged_weights(engine: Engine, ema: ShardedEma) -> dict[str, Tensor]:
@@ -37,32 +47,32 @@ def averaged_weights(engine: Engine, ema: ShardedEma) -> dict[str, Tensor]:
         return dict(full_weights(engine))
 
 
-def restore(engine: Engine, ema: ShardedEma, read: dict[str, dict[str, Tensor]], ema_updates: int, step: int) -> None:
-    """Load what a checkpoint holds: `read[kind][name]`, kind in "weight", "ema" and `MOMENTS`.
+def restore(engine: Engine, ema: ShardedEma, read: ReadTensor, ema_updates: int, step: int) -> None:
+    """Load what a checkpoint holds, one tensor at a time; kinds are "weight", "ema" and `MOMENTS`.
 
     The order matters: an empty optimizer step creates the moments and copies the masters into the working weights, so
     the masters are set before it and the moments after it.
     """
-    _set_weights(engine, read["ema"])
+    _set_weights(engine, "ema", read)
     ema.take_weights()
     ema.updates = ema_updates
-    _set_weights(engine, read["weight"])
+    _set_weights(engine, "weight", read)
     _empty_step(engine)
     from deepspeed.utils import safe_set_full_optimizer_state
 
     for name, parameter in engine.network.named_parameters():
         for kind in MOMENTS:
-            safe_set_full_optimizer_state(parameter, read[kind][name].to(engine.device), kind)
+            safe_set_full_optimizer_state(parameter, read(kind, name).to(engine.device), kind)
     for state in engine.optimizer.optimizer.state.values():
         if "step" in state:
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
 
 
-def _set_weights(engine: Engine, tensors: dict[str, Tensor]) -> None:
+def _set_weights(engine: Engine, kind: str, read: ReadTensor) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in engine.network.named_parameters():
-        safe_set_full_fp32_param(parameter, tensors[name].to(engine.device))
+        safe_set_full_fp32_param(parameter, read(kind, name).to(engine.device))
 
 
 def _empty_step(engine: Engine) -> None:

@@ -14,7 +14,9 @@ import pytest
 from jobs import Job, fmad, train
 from safetensors.numpy import load_file
 
-from fmad_dist.training.checkpoint import _file_digest, list_checkpoints
+from fmad_dist.training.checkpoint import Checkpoints
+from fmad_dist.training.checkpoint_reader import opened
+from fmad_dist.world import World
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-5  # relative, of losses between layouts: the order of floating-point sums differs
@@ -78,23 +80,28 @@ def test_zero2_resumed_equals_uninterrupted(job: Job, zero2: Path) -> None:
 
 
 def test_killed_while_saving_then_resumed_on_one_process(job: Job, zero2: Path) -> None:
-    """SIGKILL in the middle of the fourth checkpoint: what is left is complete, and one process goes on from it."""
+    """SIGKILL in the middle of the fourth checkpoint: what is left is complete, and one process goes on from it. The
+    newest is then truncated, which is said, and the one before it is taken."""
     run = job.run("killed")
+    checkpoints = Checkpoints(str(run / "checkpoints"))
     command = ["train", "--config", str(job.config()), "--processes", "1", "name=killed"]
     command += ["train.checkpoint_every=1", "train.micro_batch=4"]
-    kill_when(command, run / "checkpoints" / ".tmp-step-00000004")
-    assert (run / "checkpoints" / ".tmp-step-00000004").exists()
-    found = list_checkpoints(run / "checkpoints")
-    assert [path.name for path in found] == ["step-00000002", "step-00000003"]
-    for path in found:
-        for name, digest in json.loads((path / "checkpoint.json").read_text())["files"].items():
-            assert _file_digest(path / name) == digest
+    kill_when(command, run / "checkpoints" / "step-00000004")
+    found = checkpoints.steps()
+    assert found in ([2, 3], [3, 4])
+    for step in found:
+        with opened(checkpoints.read(step), World()) as tensors:
+            assert set(tensors.names("ema")) == set(tensors.names("weight")) == set(tensors.names("exp_avg"))
+    victim = max(checkpoints.folder(found[1]).path(name) for name in checkpoints.read(found[1]).files)
+    os.truncate(victim, 1000)
     done = fmad(*command)
-    assert "resumed killed at step 3" in done.stdout
+    assert f"checkpoint of step {found[1]} cannot be used: {victim}: missing or truncated. Taking" in done.stderr
+    assert f"resumed killed at step {found[0]}" in done.stdout
     assert job.samples("killed") == job.samples("zero2")  # the same sequence on 1 process as on 2
     np.testing.assert_allclose(job.losses("killed"), job.losses("zero2"), rtol=TOLERANCE)
     assert_same_weights(run, zero2, 2e-4)
-    assert not list((run / "checkpoints").glob(".tmp-*"))
+    assert checkpoints.steps() == [5, 6]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
 
 
 def test_checkpoint_of_another_architecture_is_refused(job: Job, zero2: Path) -> None:
@@ -153,9 +160,10 @@ def compared_on_1_and_2(job: Job, run: Path, *options: str) -> list[str]:
 
 def forget_after(run: Path, step: int) -> None:
     """Make the run look as if it had been stopped after `step`."""
-    for path in list_checkpoints(run / "checkpoints"):
-        if path.name > f"step-{step:08d}":
-            shutil.rmtree(path)
+    checkpoints = Checkpoints(str(run / "checkpoints"))
+    for one in checkpoints.steps():
+        if one > step:
+            checkpoints.remove(one)
 
 
 def kill_when(arguments: list[str], appeared: Path) -> None:

@@ -1,0 +1,95 @@
+"""Open the tensors of a checkpoint on every rank: verified once per node, then read one by one from mapped files."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.progress import Progress
+from fmad_dist.training.checkpoint import Checkpoint, Damaged
+from fmad_dist.training.engine import gather_objects
+from fmad_dist.world import World
+
+
+class Tensors:
+    """`tensors.get("ema", parameter)` reads one tensor; nothing else is in memory."""
+
+    def __init__(self, files: list[Any]) -> None:
+        self._where = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # not a mapping
+
+    def get(self, kind: str, parameter: str) -> Tensor:
+        """float32, in the parameter's shape.
+
+        Raises:
+            Damaged: the checkpoint has no such tensor.
+        """
+        name = f"{kind}/{parameter}"
+        if name not in self._where:
+            raise Damaged(f"the checkpoint has no tensor {name}.")
+        return self._where[name].get_tensor(name)
+
+    def names(self, kind: str) -> list[str]:
+        return [name.removeprefix(f"{kind}/") for name in self._where if name.startswith(f"{kind}/")]
+
+
+@contextmanager
+def opened(checkpoint: Checkpoint, world: World) -> Iterator[Tensors]:
+    """Every rank calls; files of a remote checkpoint are on a local disk inside the block.
+
+    Raises:
+        Damaged: on every rank, if a file is missing or differs from its digest on any node.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    scratch = Path(tempfile.mkdtemp(prefix="fmad-checkpoint-")) if world.local_rank == 0 else None
+    try:
+        where, problem = None, None
+        if scratch is not None:
+            try:
+                where = fetch_verified(checkpoint, scratch, shown=world.is_main)
+            except UserError as error:
+                problem = str(error)
+        found = gather_objects((world.node, where, problem))
+        problems = [problem for _, _, problem in found if problem]
+        if problems:
+            raise Damaged(problems[0])
+        folder = next(path for node, path, _ in found if node == world.node and path is not None)
+        with ExitStack() as stack:
+            try:
+                files = [stack.enter_context(safe_open(folder / name, "pt")) for name in checkpoint.files]
+            except (OSError, SafetensorError) as error:
+                raise Damaged(f"{checkpoint.store.url}: not readable ({first_line(error)}).") from None
+            yield Tensors(files)
+            gather_objects(None)  # nobody removes files that others read
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch_verified(checkpoint: Checkpoint, scratch: Path, shown: bool) -> Path:
+    """The local folder that holds all files: the checkpoint's own, or `scratch` after a download.
+
+    Raises:
+        Damaged: a file is missing or differs from its digest.
+    """
+    store = checkpoint.store
+    with Progress(f"checkpoint {checkpoint.state.step}", len(checkpoint.files), shown=shown) as progress:
+        for name, file in checkpoint.files.items():
+            if not store.exists(name) or store.size(name) != file.num_bytes:
+                raise Damaged(f"{store.url_of(name)}: missing or truncated.")
+            if store.is_local:
+                digest = store.sha256(name)
+            else:
+                data = store.read(name)
+                digest = hashlib.sha256(data).hexdigest()
+                (scratch / name).write_bytes(data)
+            if digest != file.sha256:
+                raise Damaged(f"{store.url_of(name)}: differs from its digest.")
+            progress.advance(1)
+    return Path(store.path()) if store.is_local else scratch

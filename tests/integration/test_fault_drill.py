@@ -1,0 +1,193 @@
+"""Training that is killed, stopped, hung, starved of disk and fed NaN: nothing is lost beyond the last checkpoint."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from jobs import LAUNCH_SECONDS, Job, fmad, train
+from safetensors.numpy import load_file
+
+from fmad_dist.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+STEPS = 40
+KILLS = 10
+
+
+@contextmanager
+def started(job: Job, name: str, processes: int, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`fmad train` in the background, ended with all it started."""
+    words = ["train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "fmad_dist.cli", *words], **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+                one.kill()
+            process.kill()
+
+
+def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes of a job."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [one for one in children if any(word.endswith("launcher/train.py") for word in one.cmdline())]
+
+
+def steps_done(job: Job, name: str) -> int:
+    path = job.run(name) / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(job: Job, name: str, step: int, process: subprocess.Popen[str]) -> None:
+    while steps_done(job, name) < step:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def weights(job: Job, name: str) -> dict[str, np.ndarray]:
+    return load_file(job.run(name) / "detector" / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Job) -> dict[str, np.ndarray]:
+    train(job, "undisturbed", 2, *LONG)
+    return weights(job, "undisturbed")
+
+
+LONG = (f"train.steps={STEPS}", "train.checkpoint_every=4", "train.global_batch=12")
+
+
+def test_ten_kills_change_nothing(job: Job, undisturbed: dict[str, np.ndarray]) -> None:
+    """SIGKILL a random rank after a random step, ten times; restarts are automatic, and not a bit differs."""
+    rng = random.Random(0)
+    with started(job, "drill", 2, *LONG, "--max-restarts", str(KILLS)) as process:
+        for kill in range(KILLS):
+            wait_for_step(job, "drill", min(rng.randint(2, 6) + 3 * kill, STEPS - 2), process)
+            rng.choice(ranks(process)).kill()
+            wait_for_restart(process)
+        output, errors = process.communicate(timeout=LAUNCH_SECONDS)
+    assert process.returncode == 0, errors
+    assert output.count("resumed drill at step") >= KILLS - 2  # the first kills may come before a checkpoint
+    assert job.losses("drill") == job.losses("undisturbed")
+    found = weights(job, "drill")
+    assert all(np.array_equal(found[name], tensor) for name, tensor in undisturbed.items())
+
+
+def wait_for_restart(process: subprocess.Popen[str]) -> None:
+    """Until the ranks of now are gone and others are there."""
+    before = {one.pid for one in ranks(process)}
+    while {one.pid for one in ranks(process)} & before or not ranks(process):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_preempted_and_resumed_at_other_sizes_and_stages(job: Job, undisturbed: dict[str, np.ndarray]) -> None:
+    """2 processes ZeRO-2, SIGUSR1, 1 process ZeRO-1, SIGTERM, 3 processes ZeRO-3: the same losses and averages."""
+    for processes, number in ((2, signal.SIGUSR1), (1, signal.SIGTERM)):
+        before = steps_done(job, "elastic")
+        with started(job, "elastic", processes, *LONG, f"train.zero_stage={processes}") as process:
+            wait_for_step(job, "elastic", before + 5, process)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=LAUNCH_SECONDS)
+        assert process.returncode == 75, errors
+        done = Checkpoints(str(job.run("elastic") / "checkpoints")).steps()[-1]
+        assert f"stopped: elastic was asked to stop and saved step {done} " in errors
+        assert "Traceback" not in errors
+        assert before + 5 <= done == steps_done(job, "elastic") < STEPS
+    train(job, "elastic", 3, *LONG, "train.zero_stage=3")
+    np.testing.assert_allclose(job.losses("elastic"), job.losses("undisturbed"), rtol=1e-5)
+    assert job.samples("elastic") == job.samples("undisturbed")
+    found = weights(job, "elastic")
+    for name, tensor in undisturbed.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=0, atol=2e-4, err_msg=name)
+
+
+def test_a_stopped_rank_ends_the_job(job: Job) -> None:
+    """SIGSTOP: the other rank waits for it, dumps its stack and ends; the launcher ends the stopped one."""
+    with started(job, "hung", 2, "train.steps=100000", "train.hang_s=10") as process:
+        wait_for_step(job, "hung", 3, process)
+        stopped = ranks(process)[1]
+        stopped.suspend()
+        start = time.monotonic()
+        _, errors = process.communicate(timeout=LAUNCH_SECONDS)
+        elapsed = time.monotonic() - start
+    assert process.returncode == 76, errors
+    assert elapsed < 10 + 60, f"{elapsed:.0f} s"
+    assert "error: rank 0: no training step for 10 s after step" in errors
+    assert "most recent call first" in errors
+    assert "in run_steps" in errors
+    assert not stopped.is_running()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(job: Job, tmp_path: Path) -> None:
+    """A small tmpfs takes one checkpoint and not a second one."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", tmp_path]).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        words = ("name=full", f"train.checkpoint_url={tmp_path}", "train.checkpoint_every=2")
+        done = fmad("train", "--config", str(job.config()), "--processes", "2", *words, check=False)
+        assert done.returncode == 2, done.stderr
+        assert f"{tmp_path}/full/step-00000004" in done.stderr
+        assert "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert Checkpoints(str(tmp_path / "full")).steps() == [2]
+        words = ("name=full", f"train.checkpoint_url={tmp_path}", "train.checkpoint_every=100", "train.steps=3")
+        subprocess.run(["mount", "-o", "remount,size=200m", tmp_path], check=True)
+        again = fmad("train", "--config", str(job.config()), "--processes", "2", *words)
+        assert "resumed full at step 2" in again.stdout
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def faulty(job: Job, name: str, bad_steps: str, *options: str, once: bool = False) -> subprocess.CompletedProcess[str]:
+    """Train on two processes under plain `accelerate launch`; see faulty_train.py."""
+    root = Path(__file__).parents[2]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "launcher/accelerate/one_node.yaml")]
+    words = [str(Path(__file__).with_name("faulty_train.py")), "--config", str(job.config()), f"name={name}", *options]
+    environment = {
+        "FMAD_TEST_BAD_STEPS": bad_steps,
+        "DS_ACCELERATOR": "cpu",
+        **({"FMAD_TEST_BAD_ONCE": "1"} if once else {}),
+    }
+    return subprocess.run(
+        [sys.executable, *launch, *words],
+        capture_output=True,
+        text=True,
+        timeout=LAUNCH_SECONDS,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_steps_that_are_not_finite_are_skipped_then_undone_then_fatal(job: Job, zero2: Path) -> None:
+    skipped = faulty(job, "nan-skipped", "2")
+    assert skipped.returncode == 0, skipped.stderr
+    records = [json.loads(line) for line in (job.run("nan-skipped") / "metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped_steps"] for record in records] == [0, 0, 1, 1, 1, 1]
+    assert all(np.isfinite(record["loss"]) for record in records)
+    assert job.losses("nan-skipped")[:2] == job.losses("zero2")[:2]
+    assert job.losses("nan-skipped")[3] != job.losses("zero2")[3]
+
+    undone = faulty(job, "nan-undone", "3,4", "train.max_skipped=2", once=True)
+    assert undone.returncode == 0, undone.stderr
+    assert (
+        "2 steps in a row up to step 5 had a loss or gradient that is not finite; went back to step 3" in undone.stderr
+    )
+    assert job.losses("nan-undone") == job.losses("zero2")
+
+    fatal = faulty(job, "nan-fatal", "3,4", "train.max_skipped=2", "train.max_rollbacks=1")
+    assert fatal.returncode != 0
+    assert "error: training diverged: 2 steps in a row up to step 5" in fatal.stderr
+    assert "after 1 returns to a checkpoint; lower train.lr" in fatal.stderr
+    assert Checkpoints(str(job.run("nan-fatal") / "checkpoints")).steps() == [3]

@@ -1,0 +1,189 @@
+"""What a checkpoint folder must be to count, how it is written and read, and what damage does; without an engine."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fmad_dist.config import ObjectiveConfig
+from fmad_dist.errors import UserError
+from fmad_dist.networks.dit import DiTSpec
+from fmad_dist.training.checkpoint import (
+    FORMAT,
+    STATE_NAME,
+    Checkpoint,
+    Checkpoints,
+    Damaged,
+    TrainState,
+    check_belongs,
+)
+from fmad_dist.training.checkpoint_reader import opened
+from fmad_dist.training.checkpoint_writer import CheckpointWriter, collect_parts, in_parts, upload_parts
+from fmad_dist.world import World
+
+NETWORK = DiTSpec(channels=8, grid=4, width=32, depth=2, heads=2)
+PLAN = "p" * 64
+OBJECTIVE = ObjectiveConfig()
+STATE = TrainState(12, 12, PLAN, asdict(NETWORK), OBJECTIVE.model_dump(mode="json"), (0.5, 2.0), "abc", {"name": "x"})
+TENSORS = {"weight/a": torch.arange(6.0).view(2, 3), "ema/a": torch.ones(4), "exp_avg/a": torch.zeros(2)}
+
+
+@pytest.fixture(params=["local", "memory"])
+def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoints:
+    """On a local disk, and on a filesystem without folders and renames."""
+    if request.param == "local":
+        return Checkpoints(str(tmp_path / "checkpoints"))
+    return Checkpoints(f"memory://{tmp_path.name}/checkpoints")
+
+
+def write(checkpoints: Checkpoints, step: int, world_size: int = 2) -> Checkpoint:
+    """A complete checkpoint whose tensors were written by `world_size` ranks."""
+    for rank in range(world_size):
+        mine = {name: tensor for n, (name, tensor) in enumerate(TENSORS.items()) if n % world_size == rank}
+        upload_parts(checkpoints, step, rank, [mine])
+    checkpoints.publish(replace(STATE, step=step), collect_parts(checkpoints, step, world_size))
+    return checkpoints.read(step)
+
+
+def names(checkpoints: Checkpoints) -> list[str]:
+    return checkpoints.store.list() if checkpoints.store.exists() else []
+
+
+def test_it_exists_when_its_state_does(checkpoints: Checkpoints) -> None:
+    assert checkpoints.steps() == []
+    assert checkpoints.newest_readable() is None
+    upload_parts(checkpoints, 12, 0, [dict(TENSORS)])
+    assert checkpoints.steps() == []
+    for step in (99_999_999, 12, 100):
+        write(checkpoints, step)
+    assert checkpoints.steps() == [12, 100, 99_999_999]
+    newest = checkpoints.newest_readable()
+    assert newest is not None
+    assert newest.state == replace(STATE, step=99_999_999)
+    check_belongs(newest, NETWORK, OBJECTIVE, PLAN)
+
+
+def test_tensors_come_back_from_any_number_of_ranks(checkpoints: Checkpoints) -> None:
+    for world_size in (1, 2, 3):
+        with opened(write(checkpoints, world_size, world_size), World()) as tensors:
+            assert all(torch.equal(tensors.get(*name.split("/")), tensor) for name, tensor in TENSORS.items())
+            assert tensors.names("ema") == ["a"]
+            with pytest.raises(Damaged, match="no tensor ema/b"):
+                tensors.get("ema", "b")
+
+
+def test_retention(checkpoints: Checkpoints) -> None:
+    for step in range(100, 1000, 100):
+        write(checkpoints, step)
+    checkpoints.prune(2, 300)
+    assert checkpoints.steps() == [300, 600, 800, 900]
+    checkpoints.prune(2, None)
+    assert checkpoints.steps() == [800, 900]
+    assert {name.split("/")[0] for name in names(checkpoints)} == {"step-00000800", "step-00000900"}
+
+
+def test_leftovers_of_killed_saves_are_removed_and_checkpoints_are_not(checkpoints: Checkpoints) -> None:
+    write(checkpoints, 100)
+    complete = names(checkpoints)
+    upload_parts(checkpoints, 200, 1, [dict(TENSORS)])
+    checkpoints.store.write("notes.txt", b"mine")
+    assert names(checkpoints) != complete
+    checkpoints.remove_incomplete()
+    assert names(checkpoints) == ["notes.txt", *complete]
+
+
+def test_a_writer_publishes_when_all_ranks_are_done(checkpoints: Checkpoints) -> None:
+    main = CheckpointWriter(checkpoints, World(0, 2), keep_last=2, keep_every=None)
+    other = CheckpointWriter(checkpoints, World(1, 2), keep_last=2, keep_every=None)
+    publishing = threading.Thread(target=main._run, args=([{"weight/a": TENSORS["weight/a"]}], STATE))
+    publishing.start()
+    publishing.join(0.5)
+    assert publishing.is_alive()
+    assert checkpoints.steps() == []
+    other._run([{"ema/a": TENSORS["ema/a"]}], STATE)
+    publishing.join(30)
+    main.check()
+    assert checkpoints.steps() == [12]
+    assert sorted(checkpoints.read(12).files) == ["tensors-00000-00000.safetensors", "tensors-00001-00000.safetensors"]
+    assert not [name for name in names(checkpoints) if "part-" in name]
+
+
+def test_a_failed_save_is_said_in_the_loop_and_harms_no_older_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    write(checkpoints, 6)
+    (tmp_path / "checkpoints" / "step-00000012").write_text("a file where the folder should be")
+    writer = CheckpointWriter(checkpoints, World(), keep_last=2, keep_every=None)
+    writer._run([dict(TENSORS)], STATE)
+    with pytest.raises(UserError, match="step-00000012"):
+        writer.check()
+    writer.check()  # said once
+    assert checkpoints.steps() == [6]
+    with opened(checkpoints.read(6), World()) as tensors:
+        assert torch.equal(tensors.get("ema", "a"), TENSORS["ema/a"])
+
+
+def test_parts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fmad_dist.training.checkpoint_writer.FILE_BYTES", 100)
+    tensors = [(str(n), torch.zeros(10)) for n in range(7)]
+    parts = list(in_parts(iter(tensors)))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [name for part in parts for name in part] == [name for name, _ in tensors]
+
+
+def refusal(checkpoint: Checkpoint, network: DiTSpec = NETWORK, plan: str = PLAN) -> str:
+    with pytest.raises(UserError) as caught:
+        check_belongs(checkpoint, network, OBJECTIVE, plan)
+    assert checkpoint.store.url in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_architecture_or_stream_is_refused(checkpoints: Checkpoints) -> None:
+    found = write(checkpoints, 12)
+    message = refusal(found, DiTSpec(channels=8, grid=4, width=64, depth=2, heads=4))
+    assert "heads 2, width 32" in message
+    assert "heads 4, width 64" in message
+    assert "depth" not in message
+    assert "train.seed" in refusal(found, plan="q" * 64)
+
+
+def body(**changes: object) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(STATE), "files": {}} | changes
+
+
+BAD_BODIES = ({"format": FORMAT}, body(colour="red"), body(format="fmad-checkpoint/1"), body(files={"a": "b"}))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"text"', *map(json.dumps, BAD_BODIES)])
+def test_a_damaged_state_is_passed_over(checkpoints: Checkpoints, content: str) -> None:
+    write(checkpoints, 6)
+    folder = checkpoints.folder(12)
+    folder.write(STATE_NAME, content.encode())
+    with pytest.raises(Damaged) as caught:
+        checkpoints.read(12)
+    assert f"{folder.url}/{STATE_NAME}: not a readable checkpoint" in str(caught.value)
+    newest = checkpoints.newest_readable()
+    assert newest is not None
+    assert newest.state.step == 6
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [lambda data: None, lambda data: data[:-1], lambda data: data[:-1] + b"x"],
+    ids=["missing", "truncated", "changed"],
+)
+def test_damaged_tensor_files_are_refused(checkpoints: Checkpoints, harm: Callable[[bytes], bytes | None]) -> None:
+    checkpoint = write(checkpoints, 12)
+    victim = "tensors-00001-00000.safetensors"
+    data = harm(checkpoint.store.read(victim))
+    if data is None:
+        checkpoint.store.remove(victim)
+    else:
+        checkpoint.store.write(victim, data)
+    with pytest.raises(Damaged, match=f"{checkpoint.store.url}/{victim}"), opened(checkpoint, World()):
+        pass
