@@ -40,6 +40,11 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Start again from the newest checkpoint when a process dies, so many times.")
     ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the job needs and if it fits.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="Dry run: number of nodes.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Dry run: GPUs per node.")] = 8,
+    gpu: Annotated[str, typer.Option(help="Dry run: H200, H100, A100, ...")] = "H200",
+    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Dry run: assumed share of the peak speed.")] = 0.4,
 ) -> None:
     """Train on this machine, or go on from the run's newest checkpoint.
 
@@ -55,6 +60,14 @@ def train(
     use_endpoint(resolved.data.endpoint_url)
     if resolved.data.mode == "indexed":
         open_stream(resolved.data, resolved.train.seed)  # before torch is imported, so a refusal comes at once
+
+    if dry_run:
+        from fmad_dist.training.forecast import forecast
+
+        found = forecast(resolved, nodes, gpus, gpu, mfu)
+        typer.echo("\n".join(found.lines()))
+        found.check()
+        return
 
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.training.preflight import check_job

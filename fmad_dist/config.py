@@ -131,6 +131,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="compute precision; auto = bf16 where the hardware has it. Masters and EMA stay fp32"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile the network; auto = on a GPU, not under ZeRO-3, whose hooks split the graph"
+    )
     zero_stage: Literal[1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     seed: int = Field(0, ge=0, description="keys initial weights, epoch order, noise and times")
     log_every: int = Field(20, ge=1, description="steps between metric records")

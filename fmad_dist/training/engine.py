@@ -19,6 +19,8 @@ from fmad_dist.errors import UserError
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.world import World
 
+BUCKET_ELEMENTS = 50_000_000  # gradients reduced at a time; DeepSpeed's default would hold a buffer of 500 million
+LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters gathered at a time
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
 
 
@@ -88,8 +90,14 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
+    if wants_compile(config):
+        network.compile(dynamic=False)
     prepared, _ = accelerator.prepare(network, optimizer)
     return Engine(accelerator, prepared, compute_dtype(config))
+
+
+def wants_compile(config: TrainConfig) -> bool:
+    return config.compile == "on" or (config.compile == "auto" and torch.cuda.is_available() and config.zero_stage < 3)
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -117,7 +125,14 @@ def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtyp
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": config.clip,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 10_000},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_max_live_parameters": LIVE_ELEMENTS,
+            "stage3_param_persistence_threshold": 10_000,
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,

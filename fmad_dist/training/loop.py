@@ -1,6 +1,7 @@
 """Training: the whole loop on one screen, everything in it a named component."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from fmad_dist.training.preemption import Preempted, StopRequest
 from fmad_dist.training.resume import load_newest, resume
 from fmad_dist.training.schedule import learning_rate
 from fmad_dist.training.step import StepRunner
-from fmad_dist.training.throughput import Meter
+from fmad_dist.training.throughput import Meter, image_share
 from fmad_dist.training.watchdog import Watchdog
 from fmad_dist.world import World
 
@@ -86,7 +87,7 @@ def train(config: RunConfig, world: World) -> Path:
 def run_steps(job: TrainJob, step: int) -> None:
     """From after `step` steps to the last one: read, compute, average, log, save, and stop when asked to."""
     settings, world = job.config.train, job.world
-    meter, losses = Meter(), list[torch.Tensor]()
+    meter, losses = Meter(image_share(job.engine.network.spec, world)), list[torch.Tensor]()  # type: ignore[arg-type]
     runner = StepRunner(job.engine, job.ema, job.features, job.objective, job.config.model, job.guard)
     batches = meter.timed(read_batches(job, step))
     progress = Progress(f"train {job.config.name}", settings.steps, shown=world.is_main, start=step)
@@ -206,11 +207,12 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
     local = torch.stack([finite.sum(), found.isfinite().sum().float(), new])
     total, count, num_new = job.engine.accelerator.reduce(local, reduction="sum").tolist()
     loss = total / count if count else float("nan")
+    norm = float(job.engine.deepspeed.get_global_grad_norm() or 0.0)
     losses.clear()
     values = {
         **({"loss": loss} if count else {}),
         "lr": learning_rate(job.config.train, done - 1),
-        "grad_norm": float(job.engine.deepspeed.get_global_grad_norm() or 0.0),
+        **({"grad_norm": norm} if math.isfinite(norm) else {}),
         **({"epoch": done * job.layout.global_batch / job.data.epoch_size} if job.data.epoch_size else {}),
         "samples": done * job.layout.global_batch,
         "skipped_steps": job.guard.skipped,
@@ -220,8 +222,9 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
     }
     job.record.metrics(done, values)
     job.tracked.metrics(done, values)
+    mfu = f"MFU {values['mfu_percent']:.0f}%  " if "mfu_percent" in values else ""
     return (
-        f"loss {loss:.4f}  {values['images_per_s']:.0f} images/s  data wait {values['data_wait_percent']:.0f}%  "
+        f"loss {loss:.4f}  {values['images_per_s']:.0f} images/s  {mfu}data wait {values['data_wait_percent']:.0f}%  "
         f"{values['memory_gib']:.1f} GiB"
     )
 
