@@ -14,7 +14,7 @@ from typing import Any
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.errors import UserError
 from fmad_dist.networks.build import NetworkSpec
-from fmad_dist.storage import Store
+from fmad_dist.storage.store import PATIENCE_S, Store
 
 FORMAT = "fmad-checkpoint/3"
 STATE_NAME = "checkpoint.json"
@@ -58,8 +58,8 @@ class Damaged(UserError):
 class Checkpoints:
     """All checkpoints of a run."""
 
-    def __init__(self, url: str) -> None:
-        self.store = Store(url)
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
+        self.store = Store(url, patience_s)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""

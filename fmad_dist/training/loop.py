@@ -176,7 +176,7 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
     objective = FlowMatching(config.objective, settings.seed)
-    checkpoints = Checkpoints(config.checkpoint_url)
+    checkpoints = Checkpoints(config.checkpoint_url, config.data.patience_s)
     writer = CheckpointWriter(checkpoints, world, settings.keep_checkpoints, settings.keep_every)
     guard = NonFiniteGuard(settings.max_skipped, settings.max_rollbacks)
     running = (record, tracked, bad, checkpoints, writer, guard)

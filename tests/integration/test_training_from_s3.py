@@ -13,6 +13,9 @@ from radosgw import Radosgw
 
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.training.checkpoint import Checkpoints
+from fmad_dist.training.checkpoint_reader import opened
+from fmad_dist.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +50,8 @@ def test_a_wrong_secret_ends_the_command_at_once(
 def test_the_gateway_dies_in_the_middle_of_an_epoch(
     radosgw: Radosgw, bucket: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes read images from S3 in every step, and two samples are damaged; the other run has one process."""
+    """Two processes read images from S3 in every step and save checkpoints to it, it is away for 20 s, and two samples
+    are damaged; the other run has one process."""
     job = job_on(bucket, images, tmp_path)
     damaged = damage_two(job.manifest)
     steps = ["train.steps=30", "train.checkpoint_every=1000", "data.workers=1", f"features.cache={bucket}/features"]
@@ -56,6 +60,7 @@ def test_the_gateway_dies_in_the_middle_of_an_epoch(
 
     config = str(job.config())
     words = ["train", "--config", config, "--processes", "2", "name=disturbed", *steps, "features.cache=null"]
+    words += [f"train.checkpoint_url={bucket}/checkpoints", "train.checkpoint_every=1"]
     metrics = job.run("disturbed") / "metrics.jsonl"
     with subprocess.Popen(
         [sys.executable, "-m", "fmad_dist.cli", *words], stderr=subprocess.PIPE, text=True
@@ -63,12 +68,16 @@ def test_the_gateway_dies_in_the_middle_of_an_epoch(
         wait_for_step(metrics, 6, process)
         radosgw.kill()
         seen = len(metrics.read_text().splitlines())
-        threading.Timer(3.0, radosgw.restart).start()
+        threading.Timer(20.0, radosgw.restart).start()
         _, errors = process.communicate(timeout=LAUNCH_SECONDS)
     assert process.returncode == 0, errors
     assert 6 <= seen < 28, "the gateway must die in the middle"
     assert "the storage does not answer" in errors
     assert "the storage answers again" in errors
+    checkpoints = Checkpoints(f"{bucket}/checkpoints/disturbed")
+    assert checkpoints.steps() == [29, 30]
+    with opened(checkpoints.read(30), World()) as tensors:
+        assert tensors.names("ema") == tensors.names("weight")
     assert job.samples("disturbed") == job.samples("undisturbed")
     assert job.losses("disturbed") == pytest.approx(job.losses("undisturbed"), abs=1e-4)
     for name in ("disturbed", "undisturbed"):

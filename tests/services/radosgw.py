@@ -51,7 +51,7 @@ mon data = {folder}/mon.a
 osd data = {folder}/osd.0
 keyring = {folder}/keyring
 rgw enable usage log = false
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=0.0.0.0:{port}
 rgw thread pool size = 32
 """
 KEYS = {

@@ -1,0 +1,127 @@
+"""The dry run's memory against what training processes really take: presets x ZeRO stages, two processes.
+
+    python benchmarks/training/memory.py --presets tiny small B --batch 16 --out memory.json
+
+Each case starts two training processes, takes the resident memory of rank 0 before the network is built and its peak
+over four optimizer steps on random features (on a GPU: the peak of allocated memory), and sets the difference beside
+`fmad_dist.training.budget`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+CHANNELS, GRID, STEPS = 192, 16, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "B"])
+    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--batch", type=int, default=16, help="images per process")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--out", type=Path, default=Path("memory.json"))
+    parser.add_argument("--worker", nargs=3, metavar=("PRESET", "STAGE", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        preset, stage, file = arguments.worker
+        measure(preset, int(stage), arguments.batch, arguments.precision, Path(file))
+        return
+    rows = []
+    print("| preset | ZeRO | estimate MiB | measured MiB | estimate / measured |\n|---|---:|---:|---:|---:|")
+    for preset in arguments.presets:
+        for stage in arguments.stages:
+            row = case(preset, stage, arguments)
+            rows.append(row)
+            ratio = row["estimate"] / row["measured"]
+            print(f"| {preset} | {stage} | {row['estimate']:.0f} | {row['measured']:.0f} | {ratio:.2f} |", flush=True)
+    facts = {"machine": machine(), "torch": torch.__version__, "batch": arguments.batch, "rows": rows}
+    arguments.out.write_text(json.dumps(facts, indent=1))
+
+
+def machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return gpu or f"{os.cpu_count()} cores, {platform.machine()}"
+
+
+def case(preset: str, stage: int, arguments: argparse.Namespace) -> dict[str, float | str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "row.json"
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        launch += ["--config_file", str(ROOT / "launcher/accelerate/one_node.yaml")]
+        launch += ["--num_processes", str(arguments.processes), __file__, "--batch", str(arguments.batch)]
+        launch += ["--precision", arguments.precision, "--worker", preset, str(stage), str(file)]
+        threads = str(max(1, (os.cpu_count() or 1) // arguments.processes))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "DS_ACCELERATOR": accelerator()}
+        done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-4000:])
+        return json.loads(file.read_text())
+
+
+def accelerator() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> None:
+    """One of the training processes."""
+    from fmad_dist.config import TrainConfig
+    from fmad_dist.networks.build import build_network
+    from fmad_dist.networks.dit import PRESETS, DiTSpec
+    from fmad_dist.stream.plan import BatchLayout
+    from fmad_dist.training.budget import Layout, memory_budget
+    from fmad_dist.training.ema import ShardedEma
+    from fmad_dist.training.engine import build_engine, start_accelerator
+    from fmad_dist.training.throughput import memory_bytes
+    from fmad_dist.world import World
+
+    world = World.from_environment()
+    spec = DiTSpec(CHANNELS, GRID, *PRESETS[preset])
+    config = TrainConfig(global_batch=batch * world.size, zero_stage=stage, precision=precision, compile="off")
+    started = start_accelerator(config, BatchLayout(batch * world.size, batch, world.size))
+    warm_up(started.device)
+    before = memory_now()
+    torch.manual_seed(0)
+    engine = build_engine(started, build_network(spec), config)
+    ema = ShardedEma(engine.optimizer, 0.99)
+    for _ in range(STEPS):
+        x = torch.randn(batch, CHANNELS, GRID, GRID, device=engine.device, dtype=engine.dtype)
+        loss = engine.deepspeed(x, torch.rand(batch, device=engine.device)).float().square().mean()
+        engine.deepspeed.backward(loss)
+        engine.deepspeed.step()
+        ema.update()
+    if world.is_main:
+        budget = memory_budget(spec, Layout(stage, world.size, batch, False, engine.dtype))
+        row = {"preset": preset, "stage": stage, "estimate": budget.total / 2**20}
+        row["measured"] = (memory_bytes() - before) / 2**20
+        row |= {name: getattr(budget, name) / 2**20 for name in budget.__slots__}
+        file.write_text(json.dumps(row))
+    started.end_training()
+
+
+def warm_up(device: torch.device) -> None:
+    """Load libraries before memory is counted."""
+    x = torch.randn(256, 256, device=device, requires_grad=True)
+    torch.nn.functional.layer_norm(x @ x, (256,)).sum().backward()
+
+
+def memory_now() -> int:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+if __name__ == "__main__":
+    main()
