@@ -5,6 +5,7 @@ second, needs no memory, and cannot drift from the code.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class NetworkCost:
         return 3 * self.forward_flops
 
 
+@lru_cache(maxsize=256)
 def network_cost(spec: NetworkSpec, dtype: torch.dtype, checkpointing: bool = False) -> NetworkCost:
     """Cost of training the network with inputs and weights of `dtype`."""
     with torch.device("meta"):

@@ -1,0 +1,81 @@
+"""ZeRO's arithmetic: what is divided, what is not, and that what is proposed fits. benchmarks/training measures it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmad_dist.config_files import parse_config
+from fmad_dist.errors import UserError
+from fmad_dist.networks.cost import network_cost
+from fmad_dist.networks.dit import PRESETS, DiTSpec
+from fmad_dist.training.accelerators import find_accelerator
+from fmad_dist.training.budget import Layout, checkpoint_bytes, memory_budget, what_would_fit
+from fmad_dist.training.forecast import forecast
+
+SMALL = DiTSpec(192, 16, *PRESETS["small"])
+LAYOUT = Layout(zero_stage=2, processes=8, micro_batch=4, checkpointing=False, dtype=torch.bfloat16)
+
+
+def test_one_process_holds_everything() -> None:
+    """bf16 mixed precision: 2 + 2 bytes of weights and gradients, 4 + 8 + 4 of masters, moments and average."""
+    count = network_cost(SMALL, torch.bfloat16).num_parameters
+    for stage in (1, 2, 3):
+        budget = memory_budget(SMALL, replace(LAYOUT, zero_stage=stage, processes=1))
+        assert (budget.weights, budget.gradients, budget.optimizer) == (2 * count, 2 * count, 16 * count)
+    assert checkpoint_bytes(network_cost(SMALL, torch.float32)) == 16 * count
+
+
+@settings(max_examples=25, deadline=None)
+@given(processes=st.sampled_from([2, 8, 64]), batch=st.integers(1, 64))
+def test_higher_stages_and_more_processes_need_less(processes: int, batch: int) -> None:
+    layouts = [replace(LAYOUT, zero_stage=stage, processes=processes, micro_batch=batch) for stage in (1, 2)]
+    first, second = (memory_budget(SMALL, one) for one in layouts)
+    assert second.total < first.total
+    assert second.activations == first.activations
+    assert memory_budget(SMALL, replace(layouts[1], processes=2 * processes)).total < second.total
+    checkpointed = memory_budget(SMALL, replace(layouts[1], checkpointing=True))
+    assert checkpointed.activations < second.activations / 4
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40))
+def test_what_is_proposed_fits(gib: int) -> None:
+    large = DiTSpec(192, 16, *PRESETS["L"])
+    proposed = what_would_fit(large, replace(LAYOUT, micro_batch=256, zero_stage=1), gib << 30)
+    if proposed is None:
+        assert memory_budget(large, Layout(3, 8, 1, True, torch.bfloat16)).total > gib << 30
+    else:
+        assert memory_budget(large, proposed).total <= gib << 30
+
+
+def test_accelerators() -> None:
+    names = {"NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100", "h100": "H100", "NVIDIA L40S": "L40S"}
+    names |= {"NVIDIA A100-SXM4-80GB": "A100-80", "NVIDIA A100-PCIE-40GB": "A100"}
+    for name, expected in names.items():
+        found = find_accelerator(name)
+        assert found is not None
+        assert found.name == expected
+    assert find_accelerator("GeForce") is None
+
+
+def test_a_forecast_says_everything_and_refuses_what_cannot_fit(tiny_url: str) -> None:
+    tree = {
+        "data": {"manifests": [tiny_url]},
+        "features": {"image_size": 64},
+        "model": {"preset": "L"},
+        "train": {"global_batch": 4096, "steps": 1000},
+    }
+    found = forecast(parse_config(tree, "test"), nodes=8, gpus=8, gpu="H200", mfu=0.5)
+    found.check()
+    text = "\n".join(found.lines())
+    assert "8 nodes x 8 H200, ZeRO-2, bfloat16" in text
+    assert "4096 = 64 processes x 64 x 1 accumulated" in text
+    expected = 0.5 * 989e12 * 64 / (3 * network_cost(found.spec, torch.bfloat16).forward_flops)
+    assert found.images_per_s == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"do not fit into 36.00 GiB of A100; train.zero_stage=2 train.micro_batch="):
+        forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="A100", mfu=0.5).check()
+    with pytest.raises(UserError, match="--gpu GeForce: not known; there is B200"):
+        forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="GeForce", mfu=0.5)
