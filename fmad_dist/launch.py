@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fmad_dist.errors import UserError
@@ -91,20 +92,40 @@ def exit_with(error: UserError) -> None:
     sys.exit(error.exit_code)
 
 
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """Around the work of a launched process: bad input ends it with one sentence, and what breaks because another
+    process ended that way is not told on top of it."""
+    try:
+        yield
+    except UserError as error:
+        exit_with(error)
+    except Exception:
+        path = _message_path()
+        if path is None or not path.exists():
+            raise
+        sys.exit(json.loads(path.read_text())["code"])
+
+
+def _message_path() -> Path | None:
+    """Where a process of this start leaves its sentence, if the parent listens."""
+    path = os.environ.get(ERROR_FILE)
+    return Path(f"{path}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.json") if path else None
+
+
 def prefix(error: UserError) -> str:
     return "stopped" if error.exit_code == EXIT_STOPPED else "error"
 
 
 def leave_message(text: str, code: int) -> bool:
     """Leave the parent a sentence and an exit code; False if there is no parent that listens."""
-    path = os.environ.get(ERROR_FILE)
+    path = _message_path()
     if path is None:
         return False
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    scratch = Path(f"{path}.{os.getpid()}")
+    scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps({"text": text, "code": code}))
     try:
-        os.link(scratch, f"{path}.{start}.json")  # the first one wins, and the parent never reads half a sentence
+        os.link(scratch, path)  # the first one wins, and the parent never reads half a sentence
     except FileExistsError:
         pass
     finally:

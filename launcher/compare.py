@@ -7,8 +7,7 @@ import argparse
 from pathlib import Path
 
 from fmad_dist.config_files import load_config
-from fmad_dist.errors import UserError
-from fmad_dist.launch import exit_with
+from fmad_dist.launch import ending_well
 from fmad_dist.storage import use_endpoint
 from fmad_dist.world import World
 
@@ -21,14 +20,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for comparison.json, .md and .png")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args()
-    try:
+    with ending_well():
         config = load_config(arguments.config, arguments.overrides)
         use_endpoint(config.data.endpoint_url)
         from fmad_dist.comparison.run import run_comparison
 
         run_comparison(config, arguments.scorers, arguments.peers, arguments.out, World.from_environment())
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@
 import argparse
 from pathlib import Path
 
-from fmad_dist.errors import UserError
-from fmad_dist.launch import exit_with
+from fmad_dist.launch import ending_well
 from fmad_dist.world import World
 
 
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="reader processes per rank")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
-    try:
+    with ending_well():
         from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
 
         options = EvaluationOptions(
@@ -33,8 +32,6 @@ def main() -> None:
             overrides=arguments.overrides,
         )
         run_evaluation(options, World.from_environment())
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ accelerate launch --config_file launcher/accelerate/one_node.yaml launcher/train
 import argparse
 
 from fmad_dist.config_files import load_config
-from fmad_dist.errors import UserError
-from fmad_dist.launch import exit_with
+from fmad_dist.launch import ending_well
 from fmad_dist.storage import use_endpoint
 from fmad_dist.world import World
 
@@ -17,14 +16,12 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     arguments = parser.parse_args()
-    try:
+    with ending_well():
         config = load_config(arguments.config, arguments.overrides)
         use_endpoint(config.data.endpoint_url)
         from fmad_dist.training.loop import train
 
         train(config, World.from_environment())
-    except UserError as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -58,21 +58,42 @@ def restore(engine: Engine, ema: ShardedEma, read: ReadTensor, ema_updates: int,
     ema.updates = ema_updates
     _set_weights(engine, "weight", read)
     _empty_step(engine)
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     for name, parameter in engine.network.named_parameters():
         for kind in MOMENTS:
-            safe_set_full_optimizer_state(parameter, read(kind, name).to(engine.device), kind)
+            value = read(kind, name).to(engine.device)
+            if is_partitioned(parameter):
+                safe_set_local_optimizer_state(parameter, own_part(parameter, value), kind)
+            else:
+                safe_set_full_optimizer_state(parameter, value, kind)
     for state in engine.optimizer.optimizer.state.values():
         if "step" in state:
             state["step"] = torch.full_like(torch.as_tensor(state["step"]), float(step))
 
 
 def _set_weights(engine: Engine, kind: str, read: ReadTensor) -> None:
-    from deepspeed.utils import safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     for name, parameter in engine.network.named_parameters():
-        safe_set_full_fp32_param(parameter, read(kind, name).to(engine.device))
+        value = read(kind, name).to(engine.device)
+        if is_partitioned(parameter):
+            safe_set_local_fp32_param(parameter, own_part(parameter, value))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+
+def is_partitioned(parameter: Any) -> bool:
+    """Whether ZeRO-3 has split this parameter over the ranks."""
+    return hasattr(parameter, "ds_id")
+
+
+def own_part(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part of a full tensor; DeepSpeed pads the last one, but its own setter does not."""
+    size = parameter.partition_numel()
+    rank = torch.distributed.get_rank(parameter.ds_process_group)
+    part = value.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def _empty_step(engine: Engine) -> None:

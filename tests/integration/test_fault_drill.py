@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,12 @@ def started(job: Job, name: str, processes: int, *options: str) -> Iterator[subp
 
 def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training processes of a job."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [one for one in children if any(word.endswith("launcher/train.py") for word in one.cmdline())]
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it just ended
+            if any(word.endswith("launcher/train.py") for word in one.cmdline()):
+                found.append(one)
+    return found
 
 
 def steps_done(job: Job, name: str) -> int:
@@ -154,6 +158,7 @@ def faulty(job: Job, name: str, bad_steps: str, *options: str, once: bool = Fals
     """Train on two processes under plain `accelerate launch`; see faulty_train.py."""
     root = Path(__file__).parents[2]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "launcher/accelerate/one_node.yaml")]
+    launch += ["--num_processes", "2"]
     words = [str(Path(__file__).with_name("faulty_train.py")), "--config", str(job.config()), f"name={name}", *options]
     environment = {
         "FMAD_TEST_BAD_STEPS": bad_steps,

@@ -1,0 +1,68 @@
+"""launcher/slurm/train.sbatch with stand-ins for SLURM's commands, which no test can have: signal, requeue, resume."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import LAUNCH_SECONDS, Job, train
+
+from fmad_dist.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+SCONTROL = """#!/bin/sh
+case $1 in show) echo localhost ;; *) echo "$@" >> "$SHIM_LOG" ;; esac
+"""
+SRUN = """#!/bin/sh
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+
+
+def test_a_signalled_job_goes_back_into_the_queue_and_goes_on(job: Job, tmp_path: Path) -> None:
+    options = ("train.steps=30", "train.checkpoint_every=100")
+    train(job, "slurm-undisturbed", 2, *options)
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    log = tmp_path / "scontrol.log"
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    values = {"PATH": path, "SHIM_LOG": str(log), "CONFIG": str(job.config()), "OMP_NUM_THREADS": "1"}
+    slurm = {"JOB_ID": "7", "JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "2"}
+    environment = {**os.environ, **values, **{f"SLURM_{key}": value for key, value in slurm.items()}}
+    command = ["bash", "launcher/slurm/train.sbatch", "name=slurm", *options]
+
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        metrics = job.run("slurm") / "metrics.jsonl"
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=LAUNCH_SECONDS)
+    assert "back into the queue" in output
+    assert log.read_text() == "requeue 7\n"
+    checkpoints = Checkpoints(str(job.run("slurm") / "checkpoints"))
+    assert 4 <= checkpoints.steps()[-1] < 30
+
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=LAUNCH_SECONDS)
+    assert log.read_text() == "requeue 7\n"
+    assert checkpoints.steps()[-1] == 30
+    np.testing.assert_array_equal(job.losses("slurm"), job.losses("slurm-undisturbed"))
+
+
+def test_manifests_are_valid_yaml() -> None:
+    import yaml
+
+    (manifest,) = yaml.safe_load_all((ROOT / "launcher/kubernetes/train.yaml").read_text())
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert "launcher/train.py" in pod["containers"][0]["args"][0]
+    names = sorted(path.stem for path in (ROOT / "launcher/accelerate").glob("*.yaml"))
+    assert names == ["cpu", "multi_node", "one_gpu", "one_node"]
+    for name in names:
+        tree = yaml.safe_load((ROOT / f"launcher/accelerate/{name}.yaml").read_text())
+        assert (tree["distributed_type"], tree["use_cpu"]) == ("DEEPSPEED", False)
