@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,28 +24,46 @@ STEPS = 40
 KILLS = 10
 
 
+class Background:
+    """`fmad train` in the background; its output goes to files, so that it never waits for a reader."""
+
+    def __init__(self, job: Job, name: str, processes: int, options: Sequence[str]) -> None:
+        words = ["train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *options]
+        self.output, self.errors = (job.root / f"{name}.{kind}" for kind in ("out", "err"))
+        with open(self.output, "w") as output, open(self.errors, "w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fmad_dist.cli", *words], stdout=output, stderr=errors
+            )
+
+    def ended(self) -> int:
+        """Its exit code, when it is there."""
+        return self.process.wait(LAUNCH_SECONDS)
+
+    def must_run(self) -> None:
+        assert self.process.poll() is None, self.errors.read_text()[-6000:]
+
+    def ranks(self) -> list[psutil.Process]:
+        """The training processes of now."""
+        found = []
+        for one in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it just ended
+                if any(word.endswith("launcher/train.py") for word in one.cmdline()):
+                    found.append(one)
+        return found
+
+
 @contextmanager
-def started(job: Job, name: str, processes: int, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`fmad train` in the background, ended with all it started."""
-    words = ["train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *options]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-m", "fmad_dist.cli", *words], **pipes) as process:  # type: ignore[call-overload]
-        try:
-            yield process
-        finally:
-            for one in [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+def started(job: Job, name: str, processes: int, *options: str) -> Iterator[Background]:
+    """A job that is ended with all it started, whatever the test does."""
+    background = Background(job, name, processes, options)
+    try:
+        yield background
+    finally:
+        if background.process.poll() is None:
+            for one in psutil.Process(background.process.pid).children(recursive=True):
                 one.kill()
-            process.kill()
-
-
-def ranks(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The training processes of a job."""
-    found = []
-    for one in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.Error):  # it just ended
-            if any(word.endswith("launcher/train.py") for word in one.cmdline()):
-                found.append(one)
-    return found
+        background.process.kill()
+        background.process.wait()
 
 
 def steps_done(job: Job, name: str) -> int:
@@ -53,9 +71,9 @@ def steps_done(job: Job, name: str) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def wait_for_step(job: Job, name: str, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(job: Job, name: str, step: int, running: Background) -> None:
     while steps_done(job, name) < step:
-        assert process.poll() is None, process.communicate()
+        running.must_run()
         time.sleep(0.01)
 
 
@@ -75,24 +93,25 @@ LONG = (f"train.steps={STEPS}", "train.checkpoint_every=4", "train.global_batch=
 def test_ten_kills_change_nothing(job: Job, undisturbed: dict[str, np.ndarray]) -> None:
     """SIGKILL a random rank after a random step, ten times; restarts are automatic, and not a bit differs."""
     rng = random.Random(0)
-    with started(job, "drill", 2, *LONG, "--max-restarts", str(KILLS)) as process:
+    with started(job, "drill", 2, *LONG, "--max-restarts", str(KILLS)) as running:
         for kill in range(KILLS):
-            wait_for_step(job, "drill", min(rng.randint(2, 6) + 3 * kill, STEPS - 2), process)
-            rng.choice(ranks(process)).kill()
-            wait_for_restart(process)
-        output, errors = process.communicate(timeout=LAUNCH_SECONDS)
-    assert process.returncode == 0, errors
-    assert output.count("resumed drill at step") >= KILLS - 2  # the first kills may come before a checkpoint
+            wait_for_step(job, "drill", min(rng.randint(2, 6) + 3 * kill, STEPS - 2), running)
+            rng.choice(running.ranks()).kill()
+            wait_for_restart(running)
+        assert running.ended() == 0, running.errors.read_text()[-6000:]
+    assert (
+        running.output.read_text().count("resumed drill at step") >= KILLS - 2
+    )  # the first kills may come before a checkpoint
     assert job.losses("drill") == job.losses("undisturbed")
     found = weights(job, "drill")
     assert all(np.array_equal(found[name], tensor) for name, tensor in undisturbed.items())
 
 
-def wait_for_restart(process: subprocess.Popen[str]) -> None:
+def wait_for_restart(running: Background) -> None:
     """Until the ranks of now are gone and others are there."""
-    before = {one.pid for one in ranks(process)}
-    while {one.pid for one in ranks(process)} & before or not ranks(process):
-        assert process.poll() is None, process.communicate()
+    before = {one.pid for one in running.ranks()}
+    while not (now := {one.pid for one in running.ranks()}) or now & before:
+        running.must_run()
         time.sleep(0.05)
 
 
@@ -100,11 +119,11 @@ def test_preempted_and_resumed_at_other_sizes_and_stages(job: Job, undisturbed: 
     """2 processes ZeRO-2, SIGUSR1, 1 process ZeRO-1, SIGTERM, 3 processes ZeRO-3: the same losses and averages."""
     for processes, number in ((2, signal.SIGUSR1), (1, signal.SIGTERM)):
         before = steps_done(job, "elastic")
-        with started(job, "elastic", processes, *LONG, f"train.zero_stage={processes}") as process:
-            wait_for_step(job, "elastic", before + 5, process)
-            process.send_signal(number)
-            _, errors = process.communicate(timeout=LAUNCH_SECONDS)
-        assert process.returncode == 75, errors
+        with started(job, "elastic", processes, *LONG, f"train.zero_stage={processes}") as running:
+            wait_for_step(job, "elastic", before + 5, running)
+            running.process.send_signal(number)
+            code, errors = running.ended(), running.errors.read_text()
+        assert code == 75, errors
         done = Checkpoints(str(job.run("elastic") / "checkpoints")).steps()[-1]
         assert f"stopped: elastic was asked to stop and saved step {done} " in errors
         assert "Traceback" not in errors
@@ -119,14 +138,14 @@ def test_preempted_and_resumed_at_other_sizes_and_stages(job: Job, undisturbed: 
 
 def test_a_stopped_rank_ends_the_job(job: Job) -> None:
     """SIGSTOP: the other rank waits for it, dumps its stack and ends; the launcher ends the stopped one."""
-    with started(job, "hung", 2, "train.steps=100000", "train.hang_s=10") as process:
-        wait_for_step(job, "hung", 3, process)
-        stopped = ranks(process)[1]
+    with started(job, "hung", 2, "train.steps=100000", "train.hang_s=10") as running:
+        wait_for_step(job, "hung", 3, running)
+        stopped = running.ranks()[1]
         stopped.suspend()
         start = time.monotonic()
-        _, errors = process.communicate(timeout=LAUNCH_SECONDS)
+        code, errors = running.ended(), running.errors.read_text()
         elapsed = time.monotonic() - start
-    assert process.returncode == 76, errors
+    assert code == 76, errors
     assert elapsed < 10 + 60, f"{elapsed:.0f} s"
     assert "error: rank 0: no training step for 10 s after step" in errors
     assert "most recent call first" in errors
