@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     import torch
 
 
@@ -34,6 +36,21 @@ class World:
         import torch
 
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def join(self, backend: str = "gloo", timeout: "timedelta | None" = None) -> None:
+        """Meet the other processes, if there are any; `timeout` is that of every collective, None = the library's.
+
+        After a restart torch's static rendezvous hands out the store of the first start, with the addresses of
+        processes that are dead; so every start has keys of its own.
+        """
+        import torch.distributed as dist
+
+        if self.size == 1 or dist.is_initialized():
+            return
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout or dist.default_pg_timeout))
+        own = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        device = self.device if backend == "nccl" else None
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout, device_id=device)
 
     @property
     def is_main(self) -> bool:

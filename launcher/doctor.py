@@ -20,11 +20,10 @@ def main() -> None:
         config = load_config(arguments.config, arguments.overrides)
         use_endpoint(config.data.endpoint_url)
         from fmad_dist.doctor import examine, report
-        from fmad_dist.evaluation.run import join
         from fmad_dist.training.engine import gather_objects
 
         world = World.from_environment()
-        join(world)
+        world.join()
         report(examine(config, world, gather_objects), world)
 
 

@@ -87,7 +87,7 @@ def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> 
     world = World.from_environment()
     spec = DiTSpec(CHANNELS, GRID, *PRESETS[preset])
     config = TrainConfig(global_batch=batch * world.size, zero_stage=stage, precision=precision, compile="off")
-    started = start_accelerator(config, BatchLayout(batch * world.size, batch, world.size))
+    started = start_accelerator(config, BatchLayout(batch * world.size, batch, world.size), world)
     warm_up(started.device)
     before = memory_now()
     torch.manual_seed(0)

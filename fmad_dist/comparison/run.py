@@ -14,7 +14,6 @@ from fmad_dist.comparison.table import Row, write_comparison
 from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import merge_states, scored_images, test_batches
-from fmad_dist.evaluation.run import join
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.scoring.held_out import fit_parts
@@ -46,10 +45,10 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
     choice = choose(scorers, detector.spec.objective)
     chosen = choose_peers(peers)
     mixture = Mixture.load(config.data.manifests)
-    join(world, PEER_TIMEOUT if chosen else None)
+    world.join(timeout=PEER_TIMEOUT if chosen else None)
     part = _score(detector, choice, chosen, config, mixture, world)
     gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
-    if world.size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if not world.is_main:
         return

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from fmad_dist.config_files import override_scorer
@@ -37,7 +36,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
-    join(world)
+    world.join()
     state = evaluate_share(detector, mixture, world, world.device, options.workers)
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
@@ -67,14 +66,6 @@ def _write(
         "Licences": ", ".join(f"{name}: {licence}" for name, licence in spec.licences.items()),
     }
     write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
-
-
-def join(world: World, timeout: timedelta | None = None) -> None:
-    """Meet the other processes; `timeout` is that of every collective, None = the library's."""
-    if world.size > 1:
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo", timeout=timeout)
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:

@@ -53,7 +53,7 @@ class Engine:
         return gather_objects(item)
 
 
-def start_accelerator(config: TrainConfig, layout: BatchLayout) -> Any:
+def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) -> Any:
     """Join the process group and select DeepSpeed.
 
     Raises:
@@ -70,11 +70,12 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout) -> Any:
     # The launcher notes defaults of its own for fields that our complete configuration sets, and would refuse both.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout, dtype))
-    backend = InitProcessGroupKwargs(backend="gloo" if cpu else "nccl", timeout=COLLECTIVE_TIMEOUT)
+    backend = "gloo" if cpu else "nccl"
+    world.join(backend, COLLECTIVE_TIMEOUT)
     accelerator = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
-        kwargs_handlers=[backend],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)],
     )
     if accelerator.distributed_type != DistributedType.DEEPSPEED or accelerator.num_processes != layout.world_size:
         raise UserError(

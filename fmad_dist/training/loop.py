@@ -156,7 +156,7 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     data = open_data(config, world)
     layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
     record = RunRecord(config.run_dir, world.is_main)
-    accelerator = start_accelerator(settings, layout)
+    accelerator = start_accelerator(settings, layout, world)
     bad = BadSamples(config.data.max_bad_samples, record, gather_objects)
     features = prepare_features(
         config.features,
