@@ -57,6 +57,7 @@ def launch(script: str, arguments: Sequence[str], processes: int, max_restarts: 
         signal.signal(signal.SIGUSR1, lambda number, frame: _pass_on(number, script))
         try:
             launch_command(launch_command_parser().parse_args([*options, str(LAUNCHER / script), *arguments]))
+            _raise_message(message, only=EXIT_STOPPED)
         except ChildFailedError as error:
             _raise_message(message)
             rank, failure = error.get_first_failure()
@@ -66,11 +67,13 @@ def launch(script: str, arguments: Sequence[str], processes: int, max_restarts: 
             raise JobFailed(f"{script} was ended by {error.sigval.name}") from None
 
 
-def _raise_message(path: Path) -> None:
-    """The sentence that a process of the last start left, if one did."""
+def _raise_message(path: Path, only: int | None = None) -> None:
+    """The sentence that a process of the last start left, if one did (and it is about this exit code)."""
     left = sorted(path.parent.glob(f"{path.name}.*.json"), key=lambda one: int(one.name.split(".")[1]))
     if left:
         body = json.loads(left[-1].read_text())
+        if only not in (None, body["code"]):
+            return
         error = UserError(body["text"])
         error.exit_code = body["code"]
         raise error from None
@@ -89,7 +92,12 @@ def exit_with(error: UserError) -> None:
     if not leave_message(str(error), error.exit_code):
         sys.stderr.write(f"{prefix(error)}: {error}\n")
     sys.stderr.flush()
-    sys.exit(error.exit_code)
+    sys.exit(_own_code(error.exit_code))
+
+
+def _own_code(code: int) -> int:
+    """A process that stopped on request ends with 0, or the launcher would start it again; its parent ends with 75."""
+    return 0 if code == EXIT_STOPPED else code
 
 
 @contextmanager
@@ -104,7 +112,7 @@ def ending_well() -> Iterator[None]:
         path = _message_path()
         if path is None or not path.exists():
             raise
-        sys.exit(json.loads(path.read_text())["code"])
+        sys.exit(_own_code(json.loads(path.read_text())["code"]))
 
 
 def _message_path() -> Path | None:
