@@ -65,6 +65,8 @@ def launch(script: str, arguments: Sequence[str], processes: int, max_restarts: 
         except SignalException as error:
             _raise_message(message)
             raise JobFailed(f"{script} was ended by {error.sigval.name}") from None
+        finally:
+            os.environ.pop(ERROR_FILE, None)
 
 
 def _raise_message(path: Path, only: int | None = None) -> None:

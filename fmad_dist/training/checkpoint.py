@@ -8,7 +8,9 @@ There is no state of random generators in it: noise, times and labels are keyed 
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fmad_dist.config import ObjectiveConfig
@@ -104,13 +106,16 @@ class Checkpoints:
         folder = self.folder(step)
         names = folder.list() if folder.exists() else []
         folder.remove_all([name for name in names if name == STATE_NAME])
-        folder.remove_all([name for name in names if name != STATE_NAME])
-        if folder.is_local:
-            folder.remove_empty_folders("")
+        if folder.is_local:  # with what a killed write left, which is not listed
+            shutil.rmtree(folder.path(), ignore_errors=True)
+        else:
+            folder.remove_all([name for name in names if name != STATE_NAME])
 
     def remove_incomplete(self) -> None:
         """What killed or failed saves left behind."""
         names = self.store.list() if self.store.exists() else []
+        if self.store.is_local:  # a folder may hold nothing that is listed
+            names += [path.name for path in Path(self.store.path()).glob("step-*")]
         complete = set(self.steps())
         for step in {int(name[5:13]) for name in names if name[:5] == "step-" and name[5:13].isdecimal()} - complete:
             self.remove(step)

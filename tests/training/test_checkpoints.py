@@ -92,9 +92,15 @@ def test_leftovers_of_killed_saves_are_removed_and_checkpoints_are_not(checkpoin
     complete = names(checkpoints)
     upload_parts(checkpoints, 200, 1, [dict(TENSORS)])
     checkpoints.store.write("notes.txt", b"mine")
+    if checkpoints.store.is_local:  # the write that was going on when the process was killed
+        half = Path(checkpoints.store.path("step-00000300/.tmp-half"))
+        half.parent.mkdir()
+        half.write_bytes(b"half")
     assert names(checkpoints) != complete
     checkpoints.remove_incomplete()
     assert names(checkpoints) == ["notes.txt", *complete]
+    if checkpoints.store.is_local:
+        assert not half.parent.exists()
 
 
 def test_a_writer_publishes_when_all_ranks_are_done(checkpoints: Checkpoints) -> None:
