@@ -130,7 +130,7 @@ def prefix(error: UserError) -> str:
 def leave_message(text: str, code: int) -> bool:
     """Leave the parent a sentence and an exit code; False if there is no parent that listens."""
     path = _message_path()
-    if path is None:
+    if path is None or not path.parent.is_dir():
         return False
     scratch = path.with_suffix(f".{os.getpid()}")
     scratch.write_text(json.dumps({"text": text, "code": code}))
