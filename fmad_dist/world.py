@@ -52,6 +52,13 @@ class World:
         device = self.device if backend == "nccl" else None
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout, device_id=device)
 
+    def leave(self) -> None:
+        """End the connections that `join` made; a process that exits with them open may abort."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files, its log and its tracking."""

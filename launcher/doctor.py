@@ -24,7 +24,10 @@ def main() -> None:
 
         world = World.from_environment()
         world.join()
-        report(examine(config, world, gather_objects), world)
+        try:
+            report(examine(config, world, gather_objects), world)
+        finally:
+            world.leave()
 
 
 if __name__ == "__main__":

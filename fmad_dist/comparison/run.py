@@ -48,8 +48,7 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
     world.join(timeout=PEER_TIMEOUT if chosen else None)
     part = _score(detector, choice, chosen, config, mixture, world)
     gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    world.leave()
     if not world.is_main:
         return
     rows = []
