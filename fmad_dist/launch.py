@@ -5,6 +5,7 @@ that the parent names; then the user reads it once, not once per process and not
 Exit codes: 2 bad input, 75 stopped on request after saving a checkpoint, 76 hung, 1 anything else.
 """
 
+import argparse
 import json
 import logging
 import os
@@ -16,7 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fmad_dist.config import RunConfig
+from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
+from fmad_dist.storage import use_endpoint
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher"
 ERROR_FILE = "FMAD_ERROR_FILE"
@@ -100,6 +104,25 @@ def exit_with(error: UserError) -> None:
 def _own_code(code: int) -> int:
     """A process that stopped on request ends with 0, or the launcher would start it again; its parent ends with 75."""
     return 0 if code == EXIT_STOPPED else code
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Options of an entry point that works on a configuration."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file, see configs/, or the config.yaml of a run")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    return parser
+
+
+def read_config(arguments: argparse.Namespace) -> RunConfig:
+    """What `config_parser` was given; the storage endpoint is set as it says.
+
+    Raises:
+        UserError: the file or an override is not valid.
+    """
+    config = load_config(arguments.config, arguments.overrides)
+    use_endpoint(config.data.endpoint_url)
+    return config
 
 
 @contextmanager

@@ -76,5 +76,5 @@ def gather_bytes(data: bytes, world: World) -> list[bytes] | None:
 
     parts: list[bytes] | None = [b""] * world.size if world.is_main else None
     dist.gather_object(data, parts, dst=0)
-    dist.destroy_process_group()
+    world.leave()
     return parts

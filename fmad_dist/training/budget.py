@@ -45,10 +45,11 @@ def memory_budget(spec: NetworkSpec, layout: Layout) -> MemoryBudget:
     cost = network_cost(spec, layout.dtype, checkpointing=True) if layout.checkpointing else plain
     recomputed = plain.activation_bytes // max(1, getattr(spec, "depth", 1)) if layout.checkpointing else 0
     activations = layout.micro_batch * (cost.activation_bytes + recomputed)
-    return states(plain, layout, activations)
+    return _zero_budget(plain, layout, activations)
 
 
-def states(cost: NetworkCost, layout: Layout, activations: int) -> MemoryBudget:
+def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryBudget:
+    """What each ZeRO stage divides by the number of processes: 1 the optimizer, 2 gradients too, 3 weights too."""
     count, stage, world = cost.num_parameters, layout.zero_stage, layout.processes
     size = layout.dtype.itemsize
     bucket = size * min(BUCKET_ELEMENTS, count)

@@ -8,6 +8,7 @@ There is no state of random generators in it: noise, times and labels are keyed 
 """
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fmad_dist.storage.store import PATIENCE_S, Store
 
 FORMAT = "fmad-checkpoint/3"
 STATE_NAME = "checkpoint.json"
+_FOLDER = re.compile(r"step-(\d{8})(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
         names = self.store.list() if self.store.exists() else []
-        return sorted(int(name.split("-")[1].split("/")[0]) for name in names if name.endswith(f"/{STATE_NAME}"))
+        return sorted(_steps_of([name for name in names if name.endswith(f"/{STATE_NAME}")]))
 
     def folder(self, step: int) -> Store:
         return self.store.child(f"step-{step:08d}")
@@ -74,10 +76,12 @@ class Checkpoints:
     def read(self, step: int) -> Checkpoint:
         """Raises:
         Damaged: its checkpoint.json is not one.
+        UserError: the storage does not answer; that is no reason to take an older one.
         """
         folder = self.folder(step)
+        data = folder.read(STATE_NAME)
         try:
-            body = json.loads(folder.read(STATE_NAME))
+            body = json.loads(data)
             if body.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             files = {name: StoredFile(**file) for name, file in body.pop("files").items()}
@@ -116,8 +120,7 @@ class Checkpoints:
         names = self.store.list() if self.store.exists() else []
         if self.store.is_local:  # a folder may hold nothing that is listed
             names += [path.name for path in Path(self.store.path()).glob("step-*")]
-        complete = set(self.steps())
-        for step in {int(name[5:13]) for name in names if name[:5] == "step-" and name[5:13].isdecimal()} - complete:
+        for step in _steps_of(names) - set(self.steps()):
             self.remove(step)
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
@@ -125,6 +128,11 @@ class Checkpoints:
         for step in self.steps()[:-keep_last]:
             if not (keep_every and step % keep_every == 0):
                 self.remove(step)
+
+
+def _steps_of(names: list[str]) -> set[int]:
+    """The steps whose folders these names are or lie in; other folders beside them are not ours."""
+    return {int(found[1]) for name in names if (found := _FOLDER.match(name))}
 
 
 def check_belongs(checkpoint: Checkpoint, network: NetworkSpec, objective: ObjectiveConfig, plan_digest: str) -> None:

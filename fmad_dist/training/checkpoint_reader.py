@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.errors import first_line
 from fmad_dist.progress import Progress
 from fmad_dist.training.checkpoint import Checkpoint, Damaged
 from fmad_dist.training.engine import gather_objects
@@ -44,6 +44,7 @@ def opened(checkpoint: Checkpoint, world: World) -> Iterator[Tensors]:
 
     Raises:
         Damaged: on every rank, if a file is missing or differs from its digest on any node.
+        UserError: the storage does not answer.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -53,7 +54,7 @@ def opened(checkpoint: Checkpoint, world: World) -> Iterator[Tensors]:
         if scratch is not None:
             try:
                 where = fetch_verified(checkpoint, scratch, shown=world.is_main)
-            except UserError as error:
+            except Damaged as error:  # a storage that does not answer is no reason to take an older checkpoint
                 problem = str(error)
         found = gather_objects((world.node, where, problem))
         problems = [problem for _, _, problem in found if problem]

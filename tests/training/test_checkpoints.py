@@ -13,6 +13,7 @@ import torch
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.errors import UserError
 from fmad_dist.networks.dit import DiTSpec
+from fmad_dist.storage import Store
 from fmad_dist.training.checkpoint import (
     FORMAT,
     STATE_NAME,
@@ -75,6 +76,35 @@ def test_tensors_come_back_from_any_number_of_ranks(checkpoints: Checkpoints) ->
             assert tensors.names("ema") == ["a"]
             with pytest.raises(Damaged, match="no tensor ema/b"):
                 tensors.get("ema", "b")
+
+
+def test_folders_of_others_are_left_alone(checkpoints: Checkpoints) -> None:
+    write(checkpoints, 12)
+    for name in ("step-00000012.bak/checkpoint.json", "old-run/checkpoint.json", "step-7/part.json"):
+        checkpoints.store.write(name, b"{}")
+    assert checkpoints.steps() == [12]
+    before = names(checkpoints)
+    checkpoints.remove_incomplete()
+    assert names(checkpoints) == before
+
+
+def test_a_storage_that_does_not_answer_is_not_a_damaged_checkpoint(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage while resuming must end the start, and not make it go on from an older checkpoint."""
+    checkpoint = write(checkpoints, 12)
+
+    def away(self: Store, name: str) -> bytes:
+        raise UserError(f"{self.url_of(name)}: the storage does not answer")
+
+    monkeypatch.setattr(Store, "read", away)
+    monkeypatch.setattr(Store, "sha256", away)
+    with pytest.raises(UserError, match="does not answer") as caught:
+        checkpoints.read(12)
+    assert not isinstance(caught.value, Damaged)
+    with pytest.raises(UserError, match="does not answer") as caught, opened(checkpoint, World()):
+        pass
+    assert not isinstance(caught.value, Damaged)
 
 
 def test_retention(checkpoints: Checkpoints) -> None:
