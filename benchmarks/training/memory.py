@@ -1,20 +1,24 @@
 """The dry run's memory against what training processes really take: presets x ZeRO stages, two processes.
 
-    python benchmarks/training/memory.py --presets tiny small B --batch 16 --out memory.json
+    python benchmarks/training/memory.py --presets tiny small B --batch 8 --out memory.json
 
-Each case starts two training processes, takes the resident memory of rank 0 before the network is built and its peak
-over four optimizer steps on random features (on a GPU: the peak of allocated memory), and sets the difference beside
-`fmad_dist.training.budget`.
+Each case starts two training processes and sets beside `fmad_dist.training.budget` what rank 0 takes over four
+optimizer steps on random features: on a GPU the peak of allocated memory; on a CPU the growth of resident memory to its
+peak, after two steps of a very small network have loaded what does not depend on the network, with an allocator that
+gives freed blocks back.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +66,7 @@ def case(preset: str, stage: int, arguments: argparse.Namespace) -> dict[str, fl
         launch += ["--precision", arguments.precision, "--worker", preset, str(stage), str(file)]
         threads = str(max(1, (os.cpu_count() or 1) // arguments.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "DS_ACCELERATOR": accelerator()}
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
         done = subprocess.run(launch, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-4000:])
@@ -75,12 +80,10 @@ def accelerator() -> str:
 def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> None:
     """One of the training processes."""
     from fmad_dist.config import TrainConfig
-    from fmad_dist.networks.build import build_network
     from fmad_dist.networks.dit import PRESETS, DiTSpec
     from fmad_dist.stream.plan import BatchLayout
     from fmad_dist.training.budget import Layout, memory_budget
-    from fmad_dist.training.ema import ShardedEma
-    from fmad_dist.training.engine import build_engine, start_accelerator
+    from fmad_dist.training.engine import compute_dtype, start_accelerator
     from fmad_dist.training.throughput import memory_bytes
     from fmad_dist.world import World
 
@@ -88,19 +91,12 @@ def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> 
     spec = DiTSpec(CHANNELS, GRID, *PRESETS[preset])
     config = TrainConfig(global_batch=batch * world.size, zero_stage=stage, precision=precision, compile="off")
     started = start_accelerator(config, BatchLayout(batch * world.size, batch, world.size), world)
-    warm_up(started.device)
+    train(started, replace(spec, width=64, depth=1, heads=1), config, batch, steps=2)
+    gc.collect()
     before = memory_now()
-    torch.manual_seed(0)
-    engine = build_engine(started, build_network(spec), config)
-    ema = ShardedEma(engine.optimizer, 0.99)
-    for _ in range(STEPS):
-        x = torch.randn(batch, CHANNELS, GRID, GRID, device=engine.device, dtype=engine.dtype)
-        loss = engine.deepspeed(x, torch.rand(batch, device=engine.device)).float().square().mean()
-        engine.deepspeed.backward(loss)
-        engine.deepspeed.step()
-        ema.update()
+    train(started, spec, config, batch, STEPS)
     if world.is_main:
-        budget = memory_budget(spec, Layout(stage, world.size, batch, False, engine.dtype))
+        budget = memory_budget(spec, Layout(stage, world.size, batch, False, compute_dtype(config)))
         row = {"preset": preset, "stage": stage, "estimate": budget.total / 2**20}
         row["measured"] = (memory_bytes() - before) / 2**20
         row |= {name: getattr(budget, name) / 2**20 for name in budget.__slots__}
@@ -108,10 +104,22 @@ def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> 
     started.end_training()
 
 
-def warm_up(device: torch.device) -> None:
-    """Load libraries before memory is counted."""
-    x = torch.randn(256, 256, device=device, requires_grad=True)
-    torch.nn.functional.layer_norm(x @ x, (256,)).sum().backward()
+def train(accelerator: Any, spec: Any, config: Any, batch: int, steps: int) -> None:
+    from fmad_dist.networks.build import build_network
+    from fmad_dist.training.ema import ShardedEma
+    from fmad_dist.training.engine import build_engine
+
+    torch.manual_seed(0)
+    engine = build_engine(accelerator, build_network(spec), config)
+    ema = ShardedEma(engine.optimizer, 0.99)
+    for _ in range(steps):
+        x = torch.randn(batch, CHANNELS, GRID, GRID, device=engine.device, dtype=engine.dtype)
+        loss = engine.deepspeed(x, torch.rand(batch, device=engine.device)).float().square().mean()
+        engine.deepspeed.backward(loss)
+        engine.deepspeed.step()
+        ema.update()
+    engine.deepspeed.destroy()
+    accelerator.free_memory()
 
 
 def memory_now() -> int:

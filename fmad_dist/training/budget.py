@@ -1,7 +1,8 @@
 """How much memory a process of a training needs, before it is started: ZeRO's arithmetic and traced activations.
 
-Weights and gradients have b bytes per parameter (2 in bf16, 4 in fp32); masters, Adam's two moments, the average and
-the reduced gradient are fp32. Rows that ZeRO divides are divided by the number of processes.
+Weights and gradients have b bytes per parameter (2 in bf16, 4 in fp32); masters, Adam's two moments and the average are
+fp32. Rows that ZeRO divides are divided by the number of processes. The rows were checked against the allocations of
+DeepSpeed's engines (benchmarks/training/memory.py).
 """
 
 from dataclasses import dataclass, replace
@@ -10,17 +11,21 @@ import torch
 
 from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.networks.cost import NetworkCost, network_cost
-from fmad_dist.training.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS
+from fmad_dist.training.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS, bucket_elements
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes of one process at the peak of a step, without the CUDA context and the backbone."""
+    """Bytes of one process at the peak of a step, without the CUDA context and the backbone.
+
+    Activations shrink while gradients grow, so one of the two is zero here: what is largest at the start of the
+    backward pass, at its end, or in the optimizer's step.
+    """
 
     weights: int
-    gradients: int
     optimizer: int  # fp32 masters, moments, average
-    buffers: int  # of communication, and the reduced gradient in fp32
+    gradients: int
+    buffers: int  # gradients on their way, and weights gathered for the layers at work (ZeRO-3)
     activations: int
 
     @property
@@ -50,18 +55,22 @@ def memory_budget(spec: NetworkSpec, layout: Layout) -> MemoryBudget:
 
 def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryBudget:
     """What each ZeRO stage divides by the number of processes: 1 the optimizer, 2 gradients too, 3 weights too."""
-    count, stage, world = cost.num_parameters, layout.zero_stage, layout.processes
-    size = layout.dtype.itemsize
-    bucket = size * min(BUCKET_ELEMENTS, count)
-    part = -(-count // world)
-    live = size * min(count, LIVE_ELEMENTS + cost.largest_parameter)  # gathered for the layers at work
-    return MemoryBudget(
-        weights=size * (count if stage < 3 else part) + (live if stage == 3 and world > 1 else 0),
-        gradients=size * (count if stage < 2 else part),
-        optimizer=16 * part,
-        buffers=bucket + 4 * part,
-        activations=activations,
-    )
+    count, stage, size = cost.num_parameters, layout.zero_stage, layout.dtype.itemsize
+    part = -(-count // layout.processes)
+    bucket = size * bucket_elements(count)
+    owned = size * part  # gradients of this process's part
+    weights, optimizer = size * (part if stage == 3 else count), 16 * part
+    if stage < 3:
+        # the bucket lives from the first gradient to the last; ZeRO-2 flattens it to send the parts away, and has by
+        # then its part of what earlier buckets brought
+        ends = (size * count, bucket) if stage == 1 else (owned - bucket // layout.processes, 2 * bucket)
+        phases = [(0, bucket, activations), (*ends, 0), (owned + 4 * part, 0, 0)]
+    else:
+        # bucket and own gradients are never given back; what is fetched is held twice until it has been unpacked
+        live, ahead = LIVE_ELEMENTS + cost.largest_parameter, BUCKET_ELEMENTS + cost.largest_parameter
+        gathered = size * (min(count, live) + min(count, ahead)) if layout.processes > 1 else 0
+        phases = [(owned, bucket + gathered, activations), (owned + 4 * part, bucket, 0)]
+    return MemoryBudget(weights, optimizer, *max(phases, key=sum))
 
 
 def checkpoint_bytes(cost: NetworkCost) -> int:

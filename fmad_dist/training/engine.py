@@ -19,8 +19,8 @@ from fmad_dist.errors import UserError
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.world import World
 
-BUCKET_ELEMENTS = 50_000_000  # gradients reduced at a time; DeepSpeed's default would hold a buffer of 500 million
-LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters gathered at a time
+BUCKET_ELEMENTS = 50_000_000  # gradients reduced at a time, parameters fetched ahead at a time (ZeRO-3)
+LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters held gathered
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
 
 
@@ -93,8 +93,15 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     )
     if wants_compile(config):
         network.compile(dynamic=False)
+    zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    zero["reduce_bucket_size"] = bucket_elements(sum(weight.numel() for weight in network.parameters()))
     prepared, _ = accelerator.prepare(network, optimizer)
     return Engine(accelerator, prepared, compute_dtype(config))
+
+
+def bucket_elements(num_parameters: int) -> int:
+    """DeepSpeed allocates the whole bucket, however small the network is; its default is 500 million elements."""
+    return min(BUCKET_ELEMENTS, num_parameters)
 
 
 def wants_compile(config: TrainConfig) -> bool:

@@ -47,7 +47,8 @@ class Forecast:
         """The report."""
         memory, cost, batch = self.memory, self.cost, self.batch
         total = self.config.train.steps * batch.global_batch
-        parts = ", ".join(f"{name} {gib(getattr(memory, name))}" for name in MemoryBudget.__slots__)
+        sizes = {name: getattr(memory, name) for name in MemoryBudget.__slots__}
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size)
         precision = str(self.layout.dtype).removeprefix("torch.")
         machines = f"{self.nodes} nodes x {self.gpus} {self.accelerator.name}"
         dealt = f"{batch.world_size} processes x {batch.micro_batch} x {batch.accumulation} accumulated"

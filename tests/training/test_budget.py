@@ -13,18 +13,23 @@ from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiTSpec
 from fmad_dist.training.accelerators import find_accelerator
 from fmad_dist.training.budget import Layout, checkpoint_bytes, memory_budget, what_would_fit
+from fmad_dist.training.engine import BUCKET_ELEMENTS
 from fmad_dist.training.forecast import forecast
 
+LARGE = DiTSpec(192, 16, *PRESETS["L"])
 SMALL = DiTSpec(192, 16, *PRESETS["small"])
 LAYOUT = Layout(zero_stage=2, processes=8, micro_batch=4, checkpointing=False, dtype=torch.bfloat16)
 
 
 def test_one_process_holds_everything() -> None:
     """bf16 mixed precision: 2 + 2 bytes of weights and gradients, 4 + 8 + 4 of masters, moments and average."""
-    count = network_cost(SMALL, torch.bfloat16).num_parameters
+    cost = network_cost(SMALL, torch.bfloat16)
+    count = cost.num_parameters
     for stage in (1, 2, 3):
         budget = memory_budget(SMALL, replace(LAYOUT, zero_stage=stage, processes=1))
-        assert (budget.weights, budget.gradients, budget.optimizer) == (2 * count, 2 * count, 16 * count)
+        assert (budget.weights, budget.optimizer) == (2 * count, 16 * count)
+        assert budget.activations == 4 * cost.activation_bytes
+        assert budget.total >= 20 * count + budget.activations
     assert checkpoint_bytes(network_cost(SMALL, torch.float32)) == 16 * count
 
 
@@ -32,23 +37,31 @@ def test_one_process_holds_everything() -> None:
 @given(processes=st.sampled_from([2, 8, 64]), batch=st.integers(1, 64))
 def test_higher_stages_and_more_processes_need_less(processes: int, batch: int) -> None:
     layouts = [replace(LAYOUT, zero_stage=stage, processes=processes, micro_batch=batch) for stage in (1, 2)]
-    first, second = (memory_budget(SMALL, one) for one in layouts)
-    assert second.total < first.total
-    assert second.activations == first.activations
-    assert memory_budget(SMALL, replace(layouts[1], processes=2 * processes)).total < second.total
-    checkpointed = memory_budget(SMALL, replace(layouts[1], checkpointing=True))
-    assert checkpointed.activations < second.activations / 4
+    first, second = (memory_budget(LARGE, one) for one in layouts)
+    assert second.total <= first.total
+    assert memory_budget(LARGE, replace(layouts[1], processes=2 * processes)).total < second.total
+    plain, checkpointed = (
+        memory_budget(LARGE, replace(layouts[1], micro_batch=64, checkpointing=choice)) for choice in (False, True)
+    )
+    assert checkpointed.activations < plain.activations / 4
+
+
+def test_the_largest_phase_counts() -> None:
+    """Many images: activations beside the first bucket. One image: gradients beside the last one."""
+    count = network_cost(LARGE, torch.bfloat16).num_parameters
+    many, one = (memory_budget(LARGE, replace(LAYOUT, zero_stage=1, micro_batch=batch)) for batch in (64, 1))
+    assert (many.gradients, many.buffers) == (0, 2 * BUCKET_ELEMENTS)
+    assert (one.activations, one.gradients) == (0, 2 * count)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40))
 def test_what_is_proposed_fits(gib: int) -> None:
-    large = DiTSpec(192, 16, *PRESETS["L"])
-    proposed = what_would_fit(large, replace(LAYOUT, micro_batch=256, zero_stage=1), gib << 30)
+    proposed = what_would_fit(LARGE, replace(LAYOUT, micro_batch=256, zero_stage=1), gib << 30)
     if proposed is None:
-        assert memory_budget(large, Layout(3, 8, 1, True, torch.bfloat16)).total > gib << 30
+        assert memory_budget(LARGE, Layout(3, 8, 1, True, torch.bfloat16)).total > gib << 30
     else:
-        assert memory_budget(large, proposed).total <= gib << 30
+        assert memory_budget(LARGE, proposed).total <= gib << 30
 
 
 def test_accelerators() -> None:
