@@ -19,7 +19,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.world import World
 
-BUCKET_ELEMENTS = 50_000_000  # gradients reduced at a time, parameters fetched ahead at a time (ZeRO-3)
+BUCKET_ELEMENTS = 25_000_000  # gradients reduced at a time, parameters fetched ahead at a time (ZeRO-3)
 LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters held gathered
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
 
