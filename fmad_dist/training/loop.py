@@ -172,7 +172,7 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     torch.manual_seed(settings.seed)
     num_classes = len(data.mixture.class_names)
     spec = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
-    engine = build_engine(accelerator, build_network(spec, config.model.checkpointing), settings)
+    engine = build_engine(accelerator, build_network(spec, config.model.recomputes), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
     objective = FlowMatching(config.objective, settings.seed)

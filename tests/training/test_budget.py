@@ -88,6 +88,9 @@ def test_a_forecast_says_everything_and_refuses_what_cannot_fit(tiny_url: str) -
     assert "4096 = 64 processes x 64 x 1 accumulated" in text
     expected = 0.5 * 989e12 * 64 / (3 * network_cost(found.spec, torch.bfloat16).forward_flops)
     assert found.images_per_s == pytest.approx(expected)
+    assert not found.layout.checkpointing
+    huge = parse_config(tree | {"model": {"preset": "G"}}, "test")
+    assert forecast(huge, nodes=8, gpus=8, gpu="H200", mfu=0.5).layout.checkpointing
     with pytest.raises(UserError, match=r"do not fit into 36.00 GiB of A100; train.zero_stage=2 train.micro_batch="):
         forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="A100", mfu=0.5).check()
     with pytest.raises(UserError, match="--gpu GeForce: not known; there is B200"):
