@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
+from fmad_dist.evaluation.channels import channels_on_map
 from fmad_dist.evaluation.protocol import mask_on_map
+from fmad_dist.evaluation.regions import Channel
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure
@@ -29,11 +31,12 @@ PATIENCE_S = 300.0  # an evaluation waits this long for its storage
 
 @dataclass(frozen=True, slots=True)
 class TestBatch:
-    """Consecutive test samples with their pixels uint8 [B, 3, S, S] and masks bool [M, M] each."""
+    """Consecutive test samples with their pixels uint8 [B, 3, S, S], and masks bool [M, M] and single defects each."""
 
     rows: tuple[int, ...]
     images: torch.Tensor
     masks: tuple[np.ndarray, ...]
+    channels: tuple[tuple[Channel, ...], ...]
 
 
 class TestImages(Dataset):
@@ -51,13 +54,16 @@ class TestImages(Dataset):
             if bad is not None:  # results without it would not be those of the benchmark
                 raise bad
             images = torch.stack([image for image in found if not isinstance(image, BadSample)])
-            return TestBatch(tuple(rows), images, tuple(self._mask(row) for row in rows))
+            masks, channels = zip(*(self._truth(row) for row in rows), strict=True)
+            return TestBatch(tuple(rows), images, masks, channels)
         except UserError as error:
             return Failure(str(error))
 
-    def _mask(self, row: int) -> np.ndarray:
+    def _truth(self, row: int) -> tuple[np.ndarray, tuple[Channel, ...]]:
         dataset, position = self.mixture.locate(row)
-        return mask_on_map(self.source.readers[dataset.name].masks(position), self.map_size)
+        raw = self.source.readers[dataset.name].masks(position)
+        channels = channels_on_map(dataset.manifest, dataset.sample(position), raw, self.map_size)
+        return mask_on_map(raw, self.map_size), channels
 
 
 def evaluate_share(
@@ -133,6 +139,7 @@ def _scored(
         anomaly_map=anomaly_map,
         mask=batch.masks[position],
         image=batch.images[position].permute(1, 2, 0).numpy(),
+        channels=batch.channels[position],
     )
 
 

@@ -1,11 +1,13 @@
 """The evaluation protocol: every choice that changes a number, named and stored beside the numbers."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Protocol(BaseModel):
@@ -23,6 +25,10 @@ class Protocol(BaseModel):
         default=1.0, gt=0.0, le=100.0, description="image score = mean of the highest top_percent % of the map's pixels"
     )
     fpr_limit: float = Field(default=0.3, gt=0.0, le=1.0, description="AUPRO integrates over FPR in [0, fpr_limit]")
+    more_fpr_limits: tuple[Share, ...] = Field(default=(0.1, 0.05, 0.01), description="further limits of AUPRO")
+    spro_limits: tuple[Share, ...] = Field(
+        default=(0.05, 0.01, 0.1, 0.3, 1.0), description="limits of AU-sPRO where defects are annotated singly"
+    )
     connectivity: Literal[4, 8] = Field(default=8, description="neighbours that join mask pixels into one region")
     histogram_bins: int = Field(
         default=2**17, ge=2**10, le=2**24, description="most bins a class's pixel histogram may occupy; more = finer"

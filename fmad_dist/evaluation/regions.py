@@ -1,5 +1,6 @@
-"""Connected defect regions as integer weights per pixel, so that per-region overlap adds up exactly over any order."""
+"""Defect regions and channels as integer weights per pixel, so that overlaps add up exactly over any order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,3 +30,28 @@ def label_regions(mask: np.ndarray, connectivity: int) -> Regions:
     sizes = np.bincount(of_pixel, minlength=num_regions + 1)
     weights = REGION_UNIT // np.maximum(sizes, 1)
     return Regions(weights[of_pixel].astype(np.int64), int(num_regions))
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One annotated defect of an image: its bool mask [H, W], not empty, and the pixels that must be found for a full
+    score, 1 <= `saturation` <= its area."""
+
+    mask: np.ndarray
+    saturation: int
+
+
+def saturated_weights(scores: np.ndarray, mask: np.ndarray, channels: Sequence[Channel]) -> np.ndarray:
+    """Weights int64 [n] of the mask's true pixels, row-major; the weights at or above any threshold add up to the sum
+    over channels of min(TP / saturation, 1), Bergmann et al.'s saturated overlap (MVTec LOCO AD, 2022), in units of
+    REGION_UNIT.
+
+    A channel's `saturation` highest scores weigh the same and the others nothing: as the overlap of a channel depends
+    on its own scores only, saturating needs no threshold (ours). Channels may overlap.
+    """
+    weights = np.zeros(mask.shape, dtype=np.int64)
+    for channel in channels:
+        inside = np.flatnonzero(channel.mask)
+        order = np.argsort(-scores.ravel()[inside], kind="stable")
+        weights.ravel()[inside[order[: channel.saturation]]] += REGION_UNIT // channel.saturation
+    return weights[mask]

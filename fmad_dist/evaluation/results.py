@@ -1,18 +1,13 @@
-"""Metrics of classes, datasets and everything, and the files they are written to."""
+"""What an evaluation says about classes, datasets and everything, and the files it is written to."""
 
 import csv
 import io
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fmad_dist.evaluation.curves import average_precision, best_f1, pro_curve, rank_pixels, rank_scores, roc_curve
-from fmad_dist.evaluation.histogram import KEY_BITS, PixelHistogram
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.storage import Store
 
@@ -48,14 +43,29 @@ class ScoreRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DefectResult:
+    """The images with one type of defect, with all normal images of the class; `areas` as in ClassResult."""
+
+    metrics: Metrics
+    areas: dict[str, float]
+    num_anomalous: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClassResult:
     """One class. `undefined` gives the reason of every NaN; `num_empty_masks` counts defects without a mask pixel.
+
+    `areas` has, where defined, the AUPRO at further limits of the false positive rate, as `aupro@0.05`. Where defects
+    are annotated singly (MVTec LOCO AD) it has `au_spro@0.05` and `image_auroc_of_types` too, each the mean over types
+    of defect, as in the official evaluation.
 
     `histogram_bits` of 32 says the pixel metrics are exact; below, `pixel_auroc_bound` and `aupro_bound` limit how far
     those two can be from their exact values.
     """
 
     metrics: Metrics
+    areas: dict[str, float]
+    defects: dict[str, DefectResult]
     undefined: dict[str, str]
     num_images: int
     num_normal: int
@@ -72,6 +82,7 @@ class MeanResult:
     """The unweighted mean over classes; `undefined` counts the classes that are left out of each metric's mean."""
 
     metrics: Metrics
+    areas: dict[str, float]
     undefined: dict[str, int]
     num_classes: int
     num_images: int
@@ -86,66 +97,6 @@ class Results:
     datasets: dict[str, MeanResult]
     mean: MeanResult
     scores: tuple[ScoreRow, ...]
-
-
-def class_result(
-    scores: Sequence[ScoreRow], histogram: PixelHistogram, num_empty_masks: int, protocol: Protocol
-) -> ClassResult:
-    """All metrics of one class from its image scores and its pixels."""
-    values, undefined = _image_metrics(scores)
-    pixel_values, pixel_undefined, bounds = _pixel_metrics(histogram, protocol.fpr_limit)
-    num_anomalous = sum(row.label for row in scores)
-    return ClassResult(
-        metrics=Metrics(**values, **pixel_values),
-        undefined=undefined | pixel_undefined,
-        num_images=len(scores),
-        num_normal=len(scores) - num_anomalous,
-        num_anomalous=num_anomalous,
-        num_regions=histogram.num_regions,
-        num_empty_masks=num_empty_masks,
-        histogram_bits=histogram.bits,
-        pixel_auroc_bound=bounds[0],
-        aupro_bound=bounds[1],
-    )
-
-
-def mean_result(classes: Sequence[ClassResult]) -> MeanResult:
-    table = np.array([astuple(result.metrics) for result in classes], dtype=np.float64)  # (classes, metrics)
-    means, undefined = {}, {}
-    for name, column in zip(METRIC_NAMES, table.T, strict=True):
-        defined = column[~np.isnan(column)]
-        means[name] = math.fsum(defined) / defined.size if defined.size else NAN
-        if defined.size < column.size:
-            undefined[name] = column.size - defined.size
-    return MeanResult(Metrics(**means), undefined, len(classes), sum(result.num_images for result in classes))
-
-
-def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:
-    names = METRIC_NAMES[:3]
-    labels = np.array([row.label for row in scores], dtype=np.int64)
-    if not labels.any():
-        return {}, dict.fromkeys(names, "no anomalous images")
-    if labels.all():
-        return {}, dict.fromkeys(names, "no normal images")
-    ranked = rank_scores(np.array([row.score for row in scores], dtype=np.float64), labels)
-    values = (roc_curve(ranked).area(), average_precision(ranked), best_f1(ranked)[0])
-    return dict(zip(names, values, strict=True)), {}
-
-
-def _pixel_metrics(
-    histogram: PixelHistogram, fpr_limit: float
-) -> tuple[dict[str, float], dict[str, str], tuple[float, float]]:
-    names = METRIC_NAMES[3:]
-    ranked = rank_pixels(histogram)
-    if not ranked.num_anomalous:
-        return {}, dict.fromkeys(names, "no anomalous pixels"), (NAN, NAN)
-    if not ranked.num_normal:
-        return {}, dict.fromkeys(names, "no normal pixels"), (NAN, NAN)
-    roc, pro = roc_curve(ranked), pro_curve(histogram)
-    values = (roc.area(), average_precision(ranked), best_f1(ranked)[0], pro.area(fpr_limit))
-    exact = histogram.bits == KEY_BITS
-    bounds = (0.0, 0.0) if exact else (roc.largest_tie(), pro.largest_tie(fpr_limit))
-    return dict(zip(names, values, strict=True)), {}, bounds
 
 
 def write_results(results: Results, out: Path) -> None:
@@ -170,18 +121,25 @@ def results_json(results: Results) -> dict[str, Any]:
     }
 
 
-def _flat(result: ClassResult | MeanResult) -> dict[str, Any]:
+def _flat(result: ClassResult | DefectResult | MeanResult) -> dict[str, Any]:
     rest = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "metrics"}
+    if isinstance(result, ClassResult):
+        rest["defects"] = {name: _flat(defect) for name, defect in result.defects.items()}
     values = dict(zip(METRIC_NAMES, astuple(result.metrics), strict=True)) | rest
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
 def _results_csv(results: Results) -> str:
-    columns = ["name", "kind", *METRIC_NAMES, "num_images", "num_normal", "num_anomalous", "num_regions", "num_classes"]
-    rows: list[tuple[str, str, ClassResult | MeanResult]] = [(n, "class", r) for n, r in results.classes.items()]
+    areas = sorted({name for result in results.classes.values() for name in result.areas})
+    counts = ("num_images", "num_normal", "num_anomalous", "num_regions", "num_classes")
+    columns = ["name", "kind", *METRIC_NAMES, *areas, *counts]
+    rows: list[tuple[str, str, ClassResult | DefectResult | MeanResult]] = []
+    for name, found in results.classes.items():
+        rows.append((name, "class", found))
+        rows += [(f"{name}/{defect}", "defect type", result) for defect, result in found.defects.items()]
     rows += [(name, "dataset mean", result) for name, result in results.datasets.items()]
     rows.append(("mean", "mean", results.mean))
-    table = [{"name": name, "kind": kind} | _flat(result) for name, kind, result in rows]
+    table = [{"name": name, "kind": kind} | _flat(result) | result.areas for name, kind, result in rows]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -1,6 +1,7 @@
 """The evaluation of one rank: scored images in, one mergeable state of bounded size, exact results out."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,8 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.histogram import PixelHistogram
 from fmad_dist.evaluation.panels import Panel, PanelBoard, encode_image, encode_mask, small_map
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.results import Results, ScoreRow, class_result, mean_result
+from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.results import Results, ScoreRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,8 @@ class ScoredImage:
     """One test image and its scores.
 
     `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
-    [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels.
+    [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `channels` are the single
+    defects of the mask where the benchmark annotates them (MVTec LOCO AD).
     """
 
     sample_id: str
@@ -28,23 +31,47 @@ class ScoredImage:
     anomaly_map: np.ndarray
     mask: np.ndarray
     image: np.ndarray
+    channels: tuple[Channel, ...] = ()
 
 
 @dataclass(slots=True)
 class ClassState:
-    """What is kept of one class: its image scores, its pixel histogram and a few panels."""
+    """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, a few
+    panels."""
 
-    histogram: PixelHistogram
+    max_bins: int
+    histograms: dict[tuple[int, str], PixelHistogram] = field(default_factory=dict)  # by label and defect type
     scores: dict[str, ScoreRow] = field(default_factory=dict)
     board: PanelBoard = field(default_factory=PanelBoard)
     num_empty_masks: int = 0
+    num_channels: dict[str, int] = field(default_factory=dict)  # by defect type, where defects are annotated singly
+
+    @property
+    def histogram(self) -> PixelHistogram:
+        """The pixels of all images."""
+        return self._merged(self.histograms)
+
+    def histogram_of(self, defect_type: str) -> PixelHistogram:
+        """The pixels of the images with a type of defect and of all normal images."""
+        return self._merged([key for key in self.histograms if key[0] == 0 or key[1] == defect_type])
+
+    def kind(self, label: int, defect_type: str) -> PixelHistogram:
+        """The histogram of a kind of images, created empty when it is new."""
+        return self.histograms.setdefault((label, defect_type), PixelHistogram(self.max_bins))
+
+    def _merged(self, keys: Iterable[tuple[int, str]]) -> PixelHistogram:
+        merged = PixelHistogram(self.max_bins)
+        for key in sorted(keys):
+            merged.merge(self.histograms[key])
+        return merged
 
 
 class EvaluationState:
     """A metric state: `update` with images, `merge` with the states of other ranks, `compute` the results.
 
     Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
-    bytes. Memory per class: 6 to 24 bytes per occupied bin, one row per image and up to twelve small panels.
+    bytes. Memory per class: 6 to 32 bytes per occupied bin of each defect type, one row per image and up to twelve
+    small panels.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -64,7 +91,7 @@ class EvaluationState:
     def class_state(self, class_name: str) -> ClassState:
         """The state of a class, created empty when it is new."""
         if class_name not in self.classes:
-            self.classes[class_name] = ClassState(PixelHistogram(self.protocol.histogram_bins))
+            self.classes[class_name] = ClassState(self.protocol.histogram_bins)
         return self.classes[class_name]
 
     def update(self, scored: ScoredImage) -> None:
@@ -72,14 +99,19 @@ class EvaluationState:
 
         Raises:
             UserError: its score or map is not finite, its map or mask has the wrong shape or type, a normal image has a
-                mask, or its sample id was scored before. The state is unchanged then.
+                mask, a channel does not fit the mask, or its sample id was scored before. The state is unchanged then.
         """
         self._check(scored)
         state = self.class_state(scored.class_name)
         if self._current is not None and self._current is not state:
-            self._current.histogram.settle()  # only one class holds uncounted pixels
+            for histogram in self._current.histograms.values():
+                histogram.settle()  # only one class holds uncounted pixels
         self._current = state
-        state.histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity)
+        histogram = state.kind(scored.label, scored.defect_type)
+        histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity, scored.channels)
+        if scored.channels:
+            before = state.num_channels.get(scored.defect_type, 0)
+            state.num_channels[scored.defect_type] = before + len(scored.channels)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
         row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score)
@@ -105,7 +137,10 @@ class EvaluationState:
             self._check_new(sample_id)
         for class_name, theirs in other.classes.items():
             ours = self.class_state(class_name)
-            ours.histogram.merge(theirs.histogram)
+            for (label, defect_type), histogram in theirs.histograms.items():
+                ours.kind(label, defect_type).merge(histogram)
+            for defect_type, count in theirs.num_channels.items():
+                ours.num_channels[defect_type] = ours.num_channels.get(defect_type, 0) + count
             ours.scores |= theirs.scores
             ours.board.merge(theirs.board)
             ours.num_empty_masks += theirs.num_empty_masks
@@ -117,12 +152,11 @@ class EvaluationState:
         Raises:
             UserError: nothing was scored.
         """
+        from fmad_dist.evaluation.compute import class_result, mean_result  # compute imports this module
+
         if not self.classes:
             raise UserError("evaluation: no image was scored; check that the manifest has a test split.")
-        classes = {
-            name: class_result(list(state.scores.values()), state.histogram, state.num_empty_masks, self.protocol)
-            for name, state in sorted(self.classes.items())
-        }
+        classes = {name: class_result(state, self.protocol) for name, state in sorted(self.classes.items())}
         datasets = sorted({dataset_of(name) for name in classes})
         return Results(
             protocol=self.protocol,
@@ -169,6 +203,12 @@ class EvaluationState:
             raise UserError(
                 f"{who}: its anomaly map has values that are not finite; check the model for NaN or overflow."
             )
+        for channel in scored.channels:
+            inside = channel.mask.shape == shape and not (channel.mask & ~scored.mask).any()
+            if not inside or not 1 <= channel.saturation <= channel.mask.sum():
+                raise UserError(
+                    f"{who}: a defect channel is empty, lies outside the mask or saturates beyond its area."
+                )
         if scored.label not in (0, 1) or (scored.label == 0 and scored.mask.any()):
             raise UserError(f"{who}: label {scored.label} does not fit its mask; label 0 = empty mask, 1 = anomalous.")
 

@@ -17,6 +17,8 @@ COLUMNS = {
     "aupro": "AUPRO",
 }
 
+AREAS = {"au_spro@0.05": "AU-sPRO .05"}  # shown where a benchmark has it
+
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The content of `<folder>/results.json`."""
@@ -26,19 +28,25 @@ def read_results(folder: Path) -> dict[str, Any]:
 def print_summary(folder: Path) -> None:
     """A table of all classes and their mean, and where the files are."""
     results = read_results(folder)
+    areas = [name for name in results["mean"]["areas"] if name in AREAS]
     table = Table(title=f"protocol {results['protocol']['name']}")
     table.add_column("class", no_wrap=True, overflow="fold")
-    for title in ("images", *COLUMNS.values()):
+    for title in ("images", *COLUMNS.values(), *(AREAS[name] for name in areas)):
         table.add_column(title, justify="right", no_wrap=True)
     for name, values in results["classes"].items():
-        table.add_row(name, str(values["num_images"]), *(_number(values[column]) for column in COLUMNS))
+        table.add_row(name, str(values["num_images"]), *_numbers(values, areas))
     table.add_section()
-    table.add_row("mean", "", *(_number(results["mean"][column]) for column in COLUMNS), style="bold")
+    table.add_row("mean", "", *_numbers(results["mean"], areas), style="bold")
     console = Console()
     if not console.is_terminal:
         console.width = 120
     console.print(table)
     print(f"report: {folder / 'report.html'}")
+
+
+def _numbers(values: dict[str, Any], areas: list[str]) -> list[str]:
+    found = [values[column] for column in COLUMNS] + [values["areas"].get(name) for name in areas]
+    return [_number(value) for value in found]
 
 
 def _number(value: float | None) -> str:

@@ -15,7 +15,7 @@ from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import ScoreRow
 from fmad_dist.evaluation.state import ClassState, EvaluationState
 
-FORMAT = "fmad-evaluation/1"
+FORMAT = "fmad-evaluation/2"
 HEADER = "header"
 
 
@@ -46,8 +46,10 @@ def decode_state(data: bytes) -> EvaluationState:
 
 
 def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    bins = state.histogram.bins
-    arrays |= {f"{place}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
+    kinds = sorted(state.histograms)
+    for i, kind in enumerate(kinds):
+        bins = state.histograms[kind].bins
+        arrays |= {f"{place}.kind{i}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
     rows = sorted(state.scores.values())
     arrays[f"{place}.score"] = np.array([row.score for row in rows], dtype=np.float64)
     panels = list(state.board.panels.values())
@@ -57,8 +59,11 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         arrays[f"{place}.panel{i}.mask"] = np.frombuffer(panel.mask, dtype=np.uint8)
     return {
         "name": name,
-        "shift": state.histogram.shift,
-        "num_regions": state.histogram.num_regions,
+        "kinds": [
+            [*kind, histogram.shift, histogram.num_regions]
+            for kind, histogram in ((kind, state.histograms[kind]) for kind in kinds)
+        ],
+        "num_channels": state.num_channels,
         "num_empty_masks": state.num_empty_masks,
         "rows": [[row.sample_id, row.label, row.defect_type] for row in rows],
         "panels": [panel.sample_id for panel in panels],
@@ -68,9 +73,11 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
 def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarray], state: EvaluationState) -> None:
     target = state.class_state(entry["name"])
     target.num_empty_masks = entry["num_empty_masks"]
-    bins = Bins(**{column.name: arrays[f"{place}.{column.name}"] for column in fields(Bins)})
-    max_bins = state.protocol.histogram_bins
-    target.histogram = PixelHistogram.restore(max_bins, entry["shift"], entry["num_regions"], bins)
+    target.num_channels = entry["num_channels"]
+    for i, (label, defect_type, shift, num_regions) in enumerate(entry["kinds"]):
+        bins = Bins(**{column.name: arrays[f"{place}.kind{i}.{column.name}"] for column in fields(Bins)})
+        restored = PixelHistogram.restore(target.max_bins, shift, num_regions, bins)
+        target.histograms[label, defect_type] = restored
     for (sample_id, label, defect_type), score in zip(entry["rows"], arrays[f"{place}.score"].tolist(), strict=True):
         state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score))
     rows = [target.scores[sample_id] for sample_id in entry["panels"]]

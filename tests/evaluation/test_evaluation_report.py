@@ -1,6 +1,7 @@
 """The report: one offline page that says what the results say."""
 
 import re
+from dataclasses import astuple, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from fmad_dist.evaluation.curves import Curve
 from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.regions import Channel
 from fmad_dist.evaluation.report import charts
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.report.tiles import gallery, heat_range
@@ -103,6 +105,26 @@ def test_page_shows_every_class_metric_and_reason(state: EvaluationState, tmp_pa
     assert "left out: 1 undefined" in page
     assert "fmad-2026" in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+
+
+def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
+    state = EvaluationState(Protocol(map_size=SIZE))
+    for i in range(12):
+        image = scored(f"loco/box/test/{i}", "loco/box", int(i % 3 > 0), i)
+        if image.label:
+            kind = ("logical_anomalies", "structural_anomalies")[i % 2]
+            image = replace(image, defect_type=kind, channels=(Channel(image.mask, 40),))
+        state.update(image)
+    page, result = page_of(state, tmp_path), state.compute().classes["loco/box"]
+    for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC, mean of types", "Type of defect"):
+        assert f">{title}</th>" in page
+    for name, defect in result.defects.items():
+        row = page[page.index(f'<th scope="row">{name}</th>') :]
+        numbers = re.findall(r">([\d.–]+)<", row[: row.index("</tr>")])
+        areas = [defect.areas[area] for area in sorted(defect.areas)]
+        values = (*astuple(defect.metrics), *areas)
+        assert numbers == [str(defect.num_anomalous), *(f"{100 * value:.1f}" for value in values)]
+    assert f">{100 * result.areas['au_spro@0.05']:.1f}<" in page
 
 
 def test_a_small_class_shows_each_image_once(state: EvaluationState) -> None:

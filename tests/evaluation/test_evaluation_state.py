@@ -163,8 +163,12 @@ def test_written_files_agree(images: list[ScoredImage], make_scored: MakeScored,
     assert written["classes"]["toy/lonely"]["undefined"]["aupro"] == "no anomalous pixels"
     assert written["classes"]["toy/disc"]["num_anomalous"] == 6
     rows = list(csv.DictReader((tmp_path / "out/results.csv").open()))
-    assert [row["name"] for row in rows] == ["toy/disc", "toy/lonely", "toy/ring", "toy", "mean"]
-    assert rows[1]["image_auroc"] == ""
+    types = [name for kind in ("disc", "lonely", "ring") for name in (f"toy/{kind}", f"toy/{kind}/scratch")]
+    assert [row["name"] for row in rows] == [name for name in types if "lonely/" not in name] + ["toy", "mean"]
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["toy/lonely"]["image_auroc"] == ""
+    assert by_name["toy/disc"]["aupro@0.05"] == by_name["toy/disc/scratch"]["aupro@0.05"] != ""
+    assert written["classes"]["toy/disc"]["defects"]["scratch"]["aupro"] == written["classes"]["toy/disc"]["aupro"]
     assert float(rows[-1]["aupro"]) == written["mean"]["aupro"]
     scores = list(csv.DictReader((tmp_path / "out/scores.csv").open()))
     assert {row["sample_id"]: float(row["score"]) for row in scores} == {s.sample_id: s.score for s in results.scores}

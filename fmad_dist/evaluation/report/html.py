@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class AreaTable:
+    """A table of percentages: `titles` of the columns, and rows of a name, its kind, a count and the cells."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, str, str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ClassSection:
     name: str
     anchor: str
@@ -61,6 +70,7 @@ class ClassSection:
     charts: tuple[charts.Chart, ...]
     gallery: Gallery
     notes: tuple[str, ...]
+    types: AreaTable | None  # by type of defect, when there are several
 
 
 def write_report(results: Results, state: EvaluationState, out: Path, *, title: str, facts: dict[str, str]) -> Path:
@@ -83,6 +93,7 @@ def write_report(results: Results, state: EvaluationState, out: Path, *, title: 
         metric_titles=METRIC_TITLES,
         rows=_table(results),
         any_lowest=bool(_lowest(results)),
+        areas=_areas(results),
         sections=[_section(name, results, state) for name in results.classes],
         facts=facts,
         protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
@@ -103,6 +114,41 @@ def _table(results: Results) -> list[Row]:
             if dataset_of(name) == dataset:
                 rows.append(_row(name.split("/", 1)[-1], "class", _anchor(name), result, lowest))
     return rows
+
+
+def _areas(results: Results) -> AreaTable:
+    """The areas at further limits, and what only some benchmarks have, in the order of the summary's rows."""
+    names = tuple(results.mean.areas)
+    found: list[tuple[str, str, ClassResult | MeanResult]] = [("Mean over classes", "mean", results.mean)]
+    for dataset, mean in results.datasets.items():
+        found.append((dataset, "dataset", mean))
+        classes = [(n.split("/", 1)[-1], "class", r) for n, r in results.classes.items() if dataset_of(n) == dataset]
+        found += classes
+    rows = [(name, kind, "", _cells(result.areas, names)) for name, kind, result in found]
+    return AreaTable(tuple(map(_area_title, names)), tuple(rows))
+
+
+def _types(result: ClassResult) -> AreaTable | None:
+    if len(result.defects) < 2:
+        return None
+    areas = tuple(sorted({name for defect in result.defects.values() for name in defect.areas}))
+    found = {name: (f"{defect.num_anomalous}", defect) for name, defect in result.defects.items()}
+    rows = [
+        (name, "class", count, tuple(map(_percent, asdict(defect.metrics).values())) + _cells(defect.areas, areas))
+        for name, (count, defect) in found.items()
+    ]
+    image, pixel = ((f"{kind} {title}" for title in list(METRIC_TITLES.values())[:3]) for kind in ("image", "pixel"))
+    return AreaTable((*image, *pixel, "AUPRO", *map(_area_title, areas)), tuple(rows))
+
+
+def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(_percent(areas.get(name, math.nan)) for name in names)
+
+
+def _area_title(name: str) -> str:
+    kind, _, limit = name.partition("@")
+    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC, mean of types"}[kind]
+    return f"{title} {limit}".strip()
 
 
 def _row(name: str, kind: str, anchor: str, result: ClassResult | MeanResult, lowest: dict[str, float]) -> Row:
@@ -142,6 +188,7 @@ def _section(name: str, results: Results, state: EvaluationState) -> ClassSectio
         charts=tuple(chart for chart in drawn if chart is not None),
         gallery=gallery(class_state.board),
         notes=tuple(_notes(result)),
+        types=_types(result),
     )
 
 

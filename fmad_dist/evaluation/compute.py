@@ -1,0 +1,138 @@
+"""From the state of a class to its metrics, of all its images and of every type of defect."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import numpy as np
+
+from fmad_dist.evaluation.curves import (
+    Curve,
+    average_precision,
+    best_f1,
+    pro_curve,
+    rank_pixels,
+    rank_scores,
+    roc_curve,
+    spro_curve,
+)
+from fmad_dist.evaluation.histogram import KEY_BITS, PixelHistogram
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.results import METRIC_NAMES, NAN, ClassResult, DefectResult, MeanResult, Metrics, ScoreRow
+from fmad_dist.evaluation.state import ClassState
+
+
+def class_result(state: ClassState, protocol: Protocol) -> ClassResult:
+    """All metrics of one class."""
+    scores, histogram = list(state.scores.values()), state.histogram
+    metrics, areas, undefined = _metrics(scores, histogram, protocol)
+    defects = {name: _defect_result(state, name, protocol) for name in _defect_types(state)}
+    areas |= _means_of_types([defects[name] for name in sorted(state.num_channels)])
+    num_anomalous = sum(row.label for row in scores)
+    bounds = _bounds(histogram, protocol.fpr_limit) if not math.isnan(metrics.aupro) else (NAN, NAN)
+    return ClassResult(
+        metrics=metrics,
+        areas=areas,
+        defects=defects,
+        undefined=undefined,
+        num_images=len(scores),
+        num_normal=len(scores) - num_anomalous,
+        num_anomalous=num_anomalous,
+        num_regions=histogram.num_regions,
+        num_empty_masks=state.num_empty_masks,
+        histogram_bits=histogram.bits,
+        pixel_auroc_bound=bounds[0],
+        aupro_bound=bounds[1],
+    )
+
+
+def mean_result(classes: Sequence[ClassResult]) -> MeanResult:
+    """The unweighted mean of every metric over the classes that define it."""
+    table = np.array([astuple(result.metrics) for result in classes], dtype=np.float64)  # (classes, metrics)
+    means, undefined = {}, {}
+    for name, column in zip(METRIC_NAMES, table.T, strict=True):
+        defined = column[~np.isnan(column)]
+        means[name] = math.fsum(defined) / defined.size if defined.size else NAN
+        if defined.size < column.size:
+            undefined[name] = column.size - defined.size
+    areas = _mean_areas([result.areas for result in classes])
+    return MeanResult(Metrics(**means), areas, undefined, len(classes), sum(result.num_images for result in classes))
+
+
+def _defect_types(state: ClassState) -> list[str]:
+    return sorted({defect_type for label, defect_type in state.histograms if label == 1})
+
+
+def _defect_result(state: ClassState, defect_type: str, protocol: Protocol) -> DefectResult:
+    scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
+    histogram = state.histogram_of(defect_type)
+    metrics, areas, _ = _metrics(scores, histogram, protocol)
+    if state.num_channels.get(defect_type) and rank_pixels(histogram).num_normal:
+        areas |= _areas("au_spro", spro_curve(histogram), protocol.spro_limits)
+    return DefectResult(metrics, areas, sum(row.label for row in scores))
+
+
+def _metrics(
+    scores: Sequence[ScoreRow], histogram: PixelHistogram, protocol: Protocol
+) -> tuple[Metrics, dict[str, float], dict[str, str]]:
+    """Metrics, areas, and the reason of every undefined metric."""
+    values, undefined = _image_metrics(scores)
+    pixel_values, areas, pixel_undefined = _pixel_metrics(histogram, protocol)
+    return Metrics(**values, **pixel_values), areas, undefined | pixel_undefined
+
+
+def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:
+    names = METRIC_NAMES[:3]
+    labels = np.array([row.label for row in scores], dtype=np.int64)
+    if not labels.any():
+        return {}, dict.fromkeys(names, "no anomalous images")
+    if labels.all():
+        return {}, dict.fromkeys(names, "no normal images")
+    ranked = rank_scores(np.array([row.score for row in scores], dtype=np.float64), labels)
+    values = (roc_curve(ranked).area(), average_precision(ranked), best_f1(ranked)[0])
+    return dict(zip(names, values, strict=True)), {}
+
+
+def _pixel_metrics(
+    histogram: PixelHistogram, protocol: Protocol
+) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
+    names = METRIC_NAMES[3:]
+    ranked = rank_pixels(histogram)
+    if not ranked.num_anomalous:
+        return {}, {}, dict.fromkeys(names, "no anomalous pixels")
+    if not ranked.num_normal:
+        return {}, {}, dict.fromkeys(names, "no normal pixels")
+    pro = pro_curve(histogram)
+    values = (
+        roc_curve(ranked).area(),
+        average_precision(ranked),
+        best_f1(ranked)[0],
+        pro.area(protocol.fpr_limit),
+    )
+    return dict(zip(names, values, strict=True)), _areas("aupro", pro, protocol.more_fpr_limits), {}
+
+
+def _areas(name: str, curve: Curve, limits: Sequence[float]) -> dict[str, float]:
+    return {f"{name}@{limit:g}": curve.area(limit) for limit in limits}
+
+
+def _bounds(histogram: PixelHistogram, fpr_limit: float) -> tuple[float, float]:
+    """How far pixel AUROC and AUPRO can be from their exact values."""
+    if histogram.bits == KEY_BITS:
+        return 0.0, 0.0
+    return roc_curve(rank_pixels(histogram)).largest_tie(), pro_curve(histogram).largest_tie(fpr_limit)
+
+
+def _means_of_types(defects: Sequence[DefectResult]) -> dict[str, float]:
+    """The mean over the types of defect that are annotated singly."""
+    if not defects:
+        return {}
+    found = _mean_areas([{n: v for n, v in defect.areas.items() if n.startswith("au_spro")} for defect in defects])
+    aurocs = [defect.metrics.image_auroc for defect in defects]
+    return found if any(map(math.isnan, aurocs)) else found | {"image_auroc_of_types": math.fsum(aurocs) / len(aurocs)}
+
+
+def _mean_areas(every: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = sorted({name for areas in every for name in areas})
+    values = {name: [areas[name] for areas in every if name in areas] for name in names}
+    return {name: math.fsum(found) / len(found) for name, found in values.items()}
