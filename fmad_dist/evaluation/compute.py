@@ -6,6 +6,7 @@ from dataclasses import astuple
 
 import numpy as np
 
+from fmad_dist.evaluation.bootstrap import Draws, draw_metrics, intervals, mean_draws
 from fmad_dist.evaluation.curves import (
     Curve,
     average_precision,
@@ -18,11 +19,36 @@ from fmad_dist.evaluation.curves import (
 )
 from fmad_dist.evaluation.histogram import KEY_BITS, PixelHistogram
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.results import METRIC_NAMES, NAN, ClassResult, DefectResult, MeanResult, Metrics, ScoreRow
-from fmad_dist.evaluation.state import ClassState
+from fmad_dist.evaluation.results import (
+    METRIC_NAMES,
+    NAN,
+    ClassResult,
+    DefectResult,
+    MeanResult,
+    Metrics,
+    Results,
+    ScoreRow,
+)
+from fmad_dist.evaluation.state import ClassState, dataset_of
 
 
-def class_result(state: ClassState, protocol: Protocol) -> ClassResult:
+def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Results:
+    """The metrics of every class, the mean per dataset and the mean over all classes."""
+    draws = {name: draw_metrics(list(state.scores.values())) for name, state in states.items()}
+    classes = {name: class_result(state, draws[name], protocol) for name, state in sorted(states.items())}
+    of_dataset: dict[str, list[str]] = {}
+    for name in classes:
+        of_dataset.setdefault(dataset_of(name), []).append(name)
+    datasets = {
+        dataset: mean_result([classes[name] for name in names], [draws[name] for name in names])
+        for dataset, names in sorted(of_dataset.items())
+    }
+    mean = mean_result(list(classes.values()), [draws[name] for name in classes])
+    scores = tuple(sorted(row for state in states.values() for row in state.scores.values()))
+    return Results(protocol, classes, datasets, mean, scores)
+
+
+def class_result(state: ClassState, draws: Draws, protocol: Protocol) -> ClassResult:
     """All metrics of one class."""
     scores, histogram = list(state.scores.values()), state.histogram
     metrics, areas, undefined = _metrics(scores, histogram, protocol)
@@ -33,6 +59,7 @@ def class_result(state: ClassState, protocol: Protocol) -> ClassResult:
     return ClassResult(
         metrics=metrics,
         areas=areas,
+        intervals=intervals(draws),
         defects=defects,
         undefined=undefined,
         num_images=len(scores),
@@ -46,7 +73,7 @@ def class_result(state: ClassState, protocol: Protocol) -> ClassResult:
     )
 
 
-def mean_result(classes: Sequence[ClassResult]) -> MeanResult:
+def mean_result(classes: Sequence[ClassResult], draws: Sequence[Draws]) -> MeanResult:
     """The unweighted mean of every metric over the classes that define it."""
     table = np.array([astuple(result.metrics) for result in classes], dtype=np.float64)  # (classes, metrics)
     means, undefined = {}, {}
@@ -56,7 +83,8 @@ def mean_result(classes: Sequence[ClassResult]) -> MeanResult:
         if defined.size < column.size:
             undefined[name] = column.size - defined.size
     areas = _mean_areas([result.areas for result in classes])
-    return MeanResult(Metrics(**means), areas, undefined, len(classes), sum(result.num_images for result in classes))
+    num_images = sum(result.num_images for result in classes)
+    return MeanResult(Metrics(**means), areas, intervals(mean_draws(draws)), undefined, len(classes), num_images)
 
 
 def _defect_types(state: ClassState) -> list[str]:

@@ -65,6 +65,7 @@ class ClassResult:
 
     metrics: Metrics
     areas: dict[str, float]
+    intervals: dict[str, tuple[float, float]]  # 95 % by bootstrap over images
     defects: dict[str, DefectResult]
     undefined: dict[str, str]
     num_images: int
@@ -83,6 +84,7 @@ class MeanResult:
 
     metrics: Metrics
     areas: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     undefined: dict[str, int]
     num_classes: int
     num_images: int

@@ -152,22 +152,11 @@ class EvaluationState:
         Raises:
             UserError: nothing was scored.
         """
-        from fmad_dist.evaluation.compute import class_result, mean_result  # compute imports this module
+        from fmad_dist.evaluation.compute import compute_results  # compute imports this module
 
         if not self.classes:
             raise UserError("evaluation: no image was scored; check that the manifest has a test split.")
-        classes = {name: class_result(state, self.protocol) for name, state in sorted(self.classes.items())}
-        datasets = sorted({dataset_of(name) for name in classes})
-        return Results(
-            protocol=self.protocol,
-            classes=classes,
-            datasets={
-                name: mean_result([result for key, result in classes.items() if dataset_of(key) == name])
-                for name in datasets
-            },
-            mean=mean_result(list(classes.values())),
-            scores=tuple(sorted(row for state in self.classes.values() for row in state.scores.values())),
-        )
+        return compute_results(self.classes, self.protocol)
 
     def to_bytes(self) -> bytes:
         """The state for another rank; equal content gives equal bytes."""

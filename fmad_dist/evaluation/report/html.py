@@ -90,6 +90,7 @@ def write_report(results: Results, state: EvaluationState, out: Path, *, title: 
         title=title,
         headline=[(name, _percent(getattr(results.mean.metrics, key))) for key, name in HEADLINE.items()],
         mean=results.mean,
+        mean_interval=_interval(results.mean.intervals["image_auroc"]) if results.mean.intervals else "",
         metric_titles=METRIC_TITLES,
         rows=_table(results),
         any_lowest=bool(_lowest(results)),
@@ -194,7 +195,7 @@ def _section(name: str, results: Results, state: EvaluationState) -> ClassSectio
 
 def _notes(result: ClassResult) -> list[str]:
     """What a reader of this class's numbers has to know."""
-    notes = []
+    notes = [f"Image AUROC {_interval(result.intervals['image_auroc'])}."] if result.intervals else []
     for reason in dict.fromkeys(result.undefined.values()):
         names = ", ".join(name.replace("_", " ") for name, why in result.undefined.items() if why == reason)
         notes.append(f"Undefined, because the class has {reason}: {names}.")
@@ -209,6 +210,10 @@ def _notes(result: ClassResult) -> list[str]:
             f"{result.pixel_auroc_bound:.1g}, AUPRO by up to {result.aupro_bound:.1g}."
         )
     return notes
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{_percent(interval[0])} to {_percent(interval[1])} (95 %, bootstrap over images)"
 
 
 def _percent(value: float) -> str:
