@@ -115,9 +115,13 @@ def evaluate(
     ] = None,
     processes: Processes = 0,
     workers: Annotated[int, typer.Option(help="Reader processes per rank.")] = 0,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds after which scored images are kept.")] = 60.0,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Score every test image exactly once and write metrics and a report."""
+    """Score every test image exactly once and write metrics and a report.
+
+    When it is killed, the same command goes on with the images that were not scored yet.
+    """
     from fmad_dist.config_files import override_scorer
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.evaluation.summary import print_summary
@@ -131,6 +135,7 @@ def evaluate(
     spec = read_spec(folder)
     override_scorer(spec.scorer, overrides or [])
     arguments = ["--model", str(folder), "--name", model, "--out", str(out), "--workers", str(workers)]
+    arguments += ["--save-every", str(save_every)]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)

@@ -18,6 +18,9 @@ def main() -> None:
     parser.add_argument("--manifest", required=True, action="append", help="URL of a converted dataset; repeatable")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.json, CSV files and report.html")
     parser.add_argument("--workers", type=int, default=0, help="reader processes per rank")
+    parser.add_argument(
+        "--save-every", type=float, default=60.0, metavar="SECONDS", help="keep what was scored so often"
+    )
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
@@ -29,6 +32,7 @@ def main() -> None:
             manifests=arguments.manifest,
             out=arguments.out,
             workers=arguments.workers,
+            save_s=arguments.save_every,
             overrides=arguments.overrides,
         )
         run_evaluation(options, World.from_environment())

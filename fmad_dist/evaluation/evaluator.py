@@ -4,7 +4,7 @@ Work is dealt in fixed batches of consecutive samples, and on a CPU every proces
 image's scores have the same bits whoever computes them. One collective at the end carries the states to the main rank.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.channels import channels_on_map
+from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.regions import Channel
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
@@ -67,9 +68,16 @@ class TestImages(Dataset):
 
 
 def evaluate_share(
-    detector: Detector, mixture: Mixture, world: World, device: torch.device, workers: int
+    detector: Detector,
+    mixture: Mixture,
+    world: World,
+    device: torch.device,
+    workers: int,
+    done: Set[str] = frozenset(),
+    partial: PartialStates | None = None,
 ) -> EvaluationState:
-    """The state of this rank's share of the test split.
+    """The state of this rank's share of the test split without the sample ids that are `done`; `partial` keeps it
+    for the case that the evaluation is killed.
 
     Raises:
         UserError: a test image cannot be read, or its class was never trained on.
@@ -78,20 +86,25 @@ def evaluate_share(
         torch.set_num_threads(1)
     state = EvaluationState(detector.spec.protocol)
     detector.place(device)
-    for batch in test_batches(detector, mixture, world, workers, title="evaluate"):
+    for batch in share_of_tests(detector, mixture, world, workers, "evaluate", done):
         for scored in scored_images(mixture, batch, detector(batch.images)):
             state.update(scored)
+        if partial is not None:
+            partial.save(state)
     return state
 
 
-def test_batches(detector: Detector, mixture: Mixture, world: World, workers: int, title: str) -> Iterator[TestBatch]:
-    """This rank's share of the test split in fixed batches, with a progress bar.
+def share_of_tests(
+    detector: Detector, mixture: Mixture, world: World, workers: int, title: str, done: Set[str] = frozenset()
+) -> Iterator[TestBatch]:
+    """This rank's share of the test split in fixed batches, with a progress bar; batches that are done are left out.
 
     Raises:
         UserError: a test image cannot be read.
     """
     rows = mixture.rows("test")
-    batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)][world.rank :: world.size]
+    every = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)]
+    batches = [batch for batch in every if mixture.sample_id(batch[0]) not in done][world.rank :: world.size]
     images = TestImages(mixture, detector.image_size, detector.spec.protocol.map_size)
     with Progress(title, sum(len(batch) for batch in batches), shown=world.is_main) as progress:
         for batch in _read(images, batches, workers):

@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
+from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.results import Results, write_results
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.networks.build import describe_network
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.world import World
+
+LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class EvaluationOptions:
     manifests: Sequence[str]
     out: Path
     workers: int = 0
+    save_s: float = 60.0  # between two writes of what a rank has scored, to go on from after a kill
     overrides: Sequence[str] = ()  # scorer.key=value
 
 
@@ -36,15 +43,32 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
-    world.join()
-    state = evaluate_share(detector, mixture, world, world.device, options.workers)
+    world.join(timeout=LONGEST_WAIT)
+    partial = PartialStates(options.out, evaluation_key(detector, mixture), world.rank, options.save_s)
+    base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
+    done = main_says(base.sample_ids, world)
+    if done and world.is_main:
+        print(f"{len(done)} images were scored before; going on with the others", flush=True)
+    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial)
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
         return None
-    merged = merge_states(parts, mixture)
+    merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
     _write(options, detector, mixture, merged, results)
+    partial.clear()
     return results
+
+
+def main_says(item: T, world: World) -> T:
+    """The main rank's item, on every rank; every rank calls."""
+    if world.size == 1:
+        return item
+    import torch.distributed as dist
+
+    told = [item]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def _write(

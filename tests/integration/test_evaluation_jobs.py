@@ -2,10 +2,15 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
-from jobs import Job, fmad
+from jobs import LAUNCH_SECONDS, Job, fmad
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +34,34 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
     assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
     assert 0.5 < results["mean"]["image_auroc"] <= 1.0
     check_registry(registry, results)
+
+
+def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
+    """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one."""
+    words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.steps=40"]
+    whole, killed = job.root / "results-whole", job.root / "results-killed"
+    fmad(*words, "--out", str(whole), "--processes", "1")
+    assert not (whole / "partial").exists()
+    command = [sys.executable, "-m", "fmad_dist.cli", *words, "--out", str(killed), "--save-every", "0"]
+    process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LAUNCH_SECONDS
+    while not list(killed.glob("partial/*/rank-00001-*.state")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for one in psutil.Process(process.pid).children(recursive=True):
+        if any(word.endswith("launcher/evaluate.py") for word in one.cmdline()):
+            one.kill()
+            break
+    assert process.wait(LAUNCH_SECONDS) == 1
+    assert not (killed / "results.json").exists()
+    again = fmad(*words, "--out", str(killed), "--processes", "3")
+    before = re.search(r"(\d+) images were scored before", again.stdout)
+    assert before is not None
+    assert 8 <= int(before[1]) < 27
+    for name in ("results.json", "results.csv", "scores.csv", "report.html"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not (killed / "partial").exists()
 
 
 def check_registry(registry: str, results: dict) -> None:

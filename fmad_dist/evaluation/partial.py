@@ -1,0 +1,69 @@
+"""What a killed evaluation had scored already: the state of every rank in a file beside the results.
+
+    <out>/partial/<key>/base.state      what earlier starts scored, merged
+    <out>/partial/<key>/rank-...state   what a rank of the present start has scored
+A state goes into the base before its file is removed; a file whose images are in the base already is one that a kill
+left between the two. The key stands for model, scorer, protocol and test data, so nothing else is ever continued.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from fmad_dist.detector import Detector
+from fmad_dist.errors import UserError
+from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.storage import Store
+from fmad_dist.stream.mixture import Mixture
+
+FOLDER, BASE = "partial", "base.state"
+
+
+class PartialStates:
+    """The files of one evaluation; `save_s` seconds lie between two writes of a rank."""
+
+    def __init__(self, out: Path, key: str, rank: int, save_s: float) -> None:
+        self.folder = out / FOLDER
+        self.store = Store(self.folder / key)
+        self.name = f"rank-{rank:05d}-{uuid.uuid4().hex}.state"
+        self.save_s = save_s
+        self._saved = time.monotonic()
+
+    def collect(self, protocol: Protocol) -> EvaluationState:
+        """What earlier starts have scored, which becomes the base. Only the main rank calls, before any rank saves."""
+        names = sorted(self.store.list()) if self.store.exists() else []
+        found = EvaluationState(protocol)
+        for name in names:  # the base is the first
+            try:
+                state = EvaluationState.from_bytes(self.store.read(name))
+            except UserError:  # not complete, or of another version: its images are scored again
+                continue
+            if not state.sample_ids & found.sample_ids:
+                found.merge(state)
+        if names and names != [BASE]:
+            self.store.write(BASE, found.to_bytes())
+            self.store.remove_all([name for name in names if name != BASE])
+        return found
+
+    def save(self, state: EvaluationState) -> None:
+        """Write this rank's state if it is time to."""
+        if time.monotonic() - self._saved >= self.save_s:
+            self.store.write(self.name, state.to_bytes())
+            self._saved = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove all files, when the results are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def evaluation_key(detector: Detector, mixture: Mixture) -> str:
+    """Stands for everything that the scores depend on."""
+    facts = {
+        "detector": detector.spec.model_dump(mode="json"),
+        "manifests": [dataset.manifest.digest for dataset in mixture.datasets],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
