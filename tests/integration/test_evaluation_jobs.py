@@ -22,13 +22,13 @@ def registry(job: Job) -> str:
 
 def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: Path, registry: str) -> None:
     outputs = []
-    for processes in (1, 2, 3):
+    for processes in (1, 2):
         out = job.root / f"results-{processes}"
         model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
         fmad("evaluate", *model, "--manifest", job.manifest, "--out", str(out), "--processes", str(processes))
         names = ("results.json", "results.csv", "scores.csv", "report.html")
         outputs.append({name: (out / name).read_bytes() for name in names})
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] == outputs[1]
     results = json.loads(outputs[0]["results.json"])
     assert sorted(results["classes"]) == ["tiny/bar", "tiny/disc", "tiny/ring"]
     assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
