@@ -116,12 +116,17 @@ def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
             image = replace(image, defect_type=kind, channels=(Channel(image.mask, 40),))
         state.update(image)
     page, result = page_of(state, tmp_path), state.compute().classes["loco/box"]
-    for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC, mean of types", "Type of defect"):
+    for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
         assert f">{title}</th>" in page
+    header = page[page.index(">Type of defect</th>") :]
+    titles = re.findall(r'class="number">([^<]+)</th>', header[: header.index("</tr>")])
+    metrics = [f"{kind} {metric}" for kind in ("image", "pixel") for metric in ("AUROC", "AP", "F1max")]
+    limits = [f"AU-sPRO {limit}" for limit in ("0.01", "0.05", "0.1", "0.3", "1")]
+    assert titles == ["Images", *metrics, "AUPRO", *limits]
     for name, defect in result.defects.items():
         row = page[page.index(f'<th scope="row">{name}</th>') :]
         numbers = re.findall(r">([\d.–]+)<", row[: row.index("</tr>")])
-        areas = [defect.areas[area] for area in sorted(defect.areas)]
+        areas = [defect.areas[area] for area in sorted(defect.areas) if "spro" in area]
         values = (*astuple(defect.metrics), *areas)
         assert numbers == [str(defect.num_anomalous), *(f"{100 * value:.1f}" for value in values)]
     assert f">{100 * result.areas['au_spro@0.05']:.1f}<" in page

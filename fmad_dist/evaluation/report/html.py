@@ -132,14 +132,14 @@ def _areas(results: Results) -> AreaTable:
 def _types(result: ClassResult) -> AreaTable | None:
     if len(result.defects) < 2:
         return None
-    areas = tuple(sorted({name for defect in result.defects.values() for name in defect.areas}))
+    areas = tuple(sorted({name for defect in result.defects.values() for name in defect.areas if "spro" in name}))
     found = {name: (f"{defect.num_anomalous}", defect) for name, defect in result.defects.items()}
     rows = [
         (name, "class", count, tuple(map(_percent, asdict(defect.metrics).values())) + _cells(defect.areas, areas))
         for name, (count, defect) in found.items()
     ]
-    image, pixel = ((f"{kind} {title}" for title in list(METRIC_TITLES.values())[:3]) for kind in ("image", "pixel"))
-    return AreaTable((*image, *pixel, "AUPRO", *map(_area_title, areas)), tuple(rows))
+    titles = [f"{name.split('_')[0]} {title}".removeprefix("aupro ") for name, title in METRIC_TITLES.items()]
+    return AreaTable((*titles, *map(_area_title, areas)), tuple(rows))
 
 
 def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
 
 def _area_title(name: str) -> str:
     kind, _, limit = name.partition("@")
-    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC, mean of types"}[kind]
+    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC of types"}[kind]
     return f"{title} {limit}".strip()
 
 
