@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--presets", nargs="+", default=["tiny", "small", "B"])
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--batch", type=int, default=16, help="images per process")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro batches per step")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--out", type=Path, default=Path("memory.json"))
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.worker:
         preset, stage, file = arguments.worker
-        measure(preset, int(stage), arguments.batch, arguments.precision, Path(file))
+        measure(preset, int(stage), arguments.batch, arguments.accumulation, arguments.precision, Path(file))
         return
     rows = []
     print("| preset | ZeRO | estimate MiB | measured MiB | estimate / measured |\n|---|---:|---:|---:|---:|")
@@ -48,7 +49,8 @@ def main() -> None:
             rows.append(row)
             ratio = row["estimate"] / row["measured"]
             print(f"| {preset} | {stage} | {row['estimate']:.0f} | {row['measured']:.0f} | {ratio:.2f} |", flush=True)
-    facts = {"machine": machine(), "torch": torch.__version__, "batch": arguments.batch, "rows": rows}
+    settings = {"batch": arguments.batch, "accumulation": arguments.accumulation}
+    facts = {"machine": machine(), "torch": torch.__version__, **settings, "rows": rows}
     arguments.out.write_text(json.dumps(facts, indent=1))
 
 
@@ -64,6 +66,7 @@ def case(preset: str, stage: int, arguments: argparse.Namespace) -> dict[str, fl
         launch += ["--config_file", str(ROOT / "launcher/accelerate/one_node.yaml")]
         launch += ["--num_processes", str(arguments.processes), __file__, "--batch", str(arguments.batch)]
         launch += ["--precision", arguments.precision, "--worker", preset, str(stage), str(file)]
+        launch += ["--accumulation", str(arguments.accumulation)]
         threads = str(max(1, (os.cpu_count() or 1) // arguments.processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "DS_ACCELERATOR": accelerator()}
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -77,7 +80,7 @@ def accelerator() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> None:
+def measure(preset: str, stage: int, batch: int, accumulation: int, precision: str, file: Path) -> None:
     """One of the training processes."""
     from fmad_dist.config import TrainConfig
     from fmad_dist.networks.dit import PRESETS, DiTSpec
@@ -89,14 +92,16 @@ def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> 
 
     world = World.from_environment()
     spec = DiTSpec(CHANNELS, GRID, *PRESETS[preset])
-    config = TrainConfig(global_batch=batch * world.size, zero_stage=stage, precision=precision, compile="off")
-    started = start_accelerator(config, BatchLayout(batch * world.size, batch, world.size), world)
-    train(started, replace(spec, width=64, depth=1, heads=1), config, batch, steps=2)
+    config = TrainConfig(
+        global_batch=batch * accumulation * world.size, zero_stage=stage, precision=precision, compile="off"
+    )
+    started = start_accelerator(config, BatchLayout(config.global_batch, batch, world.size), world)
+    train(started, replace(spec, width=64, depth=1, heads=1), config, batch, 2 * accumulation)
     gc.collect()
     before = memory_now()
-    train(started, spec, config, batch, STEPS)
+    train(started, spec, config, batch, STEPS * accumulation)
     if world.is_main:
-        budget = memory_budget(spec, Layout(stage, world.size, batch, False, compute_dtype(config)))
+        budget = memory_budget(spec, Layout(stage, world.size, batch, accumulation, False, compute_dtype(config)))
         row = {"preset": preset, "stage": stage, "estimate": budget.total / 2**20}
         row["measured"] = (memory_bytes() - before) / 2**20
         row |= {name: getattr(budget, name) / 2**20 for name in budget.__slots__}
@@ -104,7 +109,7 @@ def measure(preset: str, stage: int, batch: int, precision: str, file: Path) -> 
     started.end_training()
 
 
-def train(accelerator: Any, spec: Any, config: Any, batch: int, steps: int) -> None:
+def train(accelerator: Any, spec: Any, config: Any, batch: int, rounds: int) -> None:
     from fmad_dist.networks.build import build_network
     from fmad_dist.training.ema import ShardedEma
     from fmad_dist.training.engine import build_engine
@@ -112,12 +117,13 @@ def train(accelerator: Any, spec: Any, config: Any, batch: int, steps: int) -> N
     torch.manual_seed(0)
     engine = build_engine(accelerator, build_network(spec), config)
     ema = ShardedEma(engine.optimizer, 0.99)
-    for _ in range(steps):
+    for _ in range(rounds):
         x = torch.randn(batch, CHANNELS, GRID, GRID, device=engine.device, dtype=engine.dtype)
         loss = engine.deepspeed(x, torch.rand(batch, device=engine.device)).float().square().mean()
         engine.deepspeed.backward(loss)
         engine.deepspeed.step()
-        ema.update()
+        if engine.deepspeed.global_steps > ema.updates:
+            ema.update()
     engine.deepspeed.destroy()
     accelerator.free_memory()
 

@@ -13,7 +13,7 @@ from fmad_dist.comparison.peers import Peer, choose_peers, train_peer
 from fmad_dist.comparison.table import Row, write_comparison
 from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector
-from fmad_dist.evaluation.evaluator import merge_states, scored_images, share_of_tests
+from fmad_dist.evaluation.evaluator import merge_states, own_test_batches, scored_images
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.scoring.held_out import fit_parts
@@ -76,7 +76,7 @@ def _score(
     part = Comparison(
         detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()
     )
-    for batch in share_of_tests(detector, mixture, world, workers=0, title="compare"):
+    for batch in own_test_batches(detector, mixture, world, workers=0, title="compare"):
         with part.features.measured(len(batch.rows), world.device):
             x = detector.features(batch.images)
         keys = content_keys(batch.images)

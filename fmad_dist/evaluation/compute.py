@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -50,26 +50,27 @@ def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Result
 
 def class_result(state: ClassState, draws: Draws, protocol: Protocol) -> ClassResult:
     """All metrics of one class."""
-    scores, histogram = list(state.scores.values()), state.histogram
-    metrics, areas, undefined = _metrics(scores, histogram, protocol)
+    scores, histogram = list(state.scores.values()), state.merged_histogram()
+    values, undefined = _image_metrics(scores)
+    pixels = _pixel_figures(histogram, protocol)
+    areas = pixels.areas
     defects = {name: _defect_result(state, name, protocol) for name in _defect_types(state)}
     areas |= _means_of_types([defects[name] for name in sorted(state.num_channels)])
     num_anomalous = sum(row.label for row in scores)
-    bounds = _bounds(histogram, protocol.fpr_limit) if not math.isnan(metrics.aupro) else (NAN, NAN)
     return ClassResult(
-        metrics=metrics,
+        metrics=Metrics(**values, **pixels.metrics),
         areas=areas,
         intervals=intervals(draws),
         defects=defects,
-        undefined=undefined,
+        undefined=undefined | pixels.undefined,
         num_images=len(scores),
         num_normal=len(scores) - num_anomalous,
         num_anomalous=num_anomalous,
         num_regions=histogram.num_regions,
         num_empty_masks=state.num_empty_masks,
         histogram_bits=histogram.bits,
-        pixel_auroc_bound=bounds[0],
-        aupro_bound=bounds[1],
+        pixel_auroc_bound=pixels.bounds[0],
+        aupro_bound=pixels.bounds[1],
     )
 
 
@@ -93,20 +94,12 @@ def _defect_types(state: ClassState) -> list[str]:
 
 def _defect_result(state: ClassState, defect_type: str, protocol: Protocol) -> DefectResult:
     scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
-    histogram = state.histogram_of(defect_type)
-    metrics, areas, _ = _metrics(scores, histogram, protocol)
-    if state.num_channels.get(defect_type) and rank_pixels(histogram).num_normal:
+    histogram = state.merged_histogram(defect_type)
+    pixels = _pixel_figures(histogram, protocol)
+    areas = pixels.areas
+    if state.num_channels.get(defect_type) and not pixels.undefined:
         areas |= _areas("au_spro", spro_curve(histogram), protocol.spro_limits)
-    return DefectResult(metrics, areas, sum(row.label for row in scores))
-
-
-def _metrics(
-    scores: Sequence[ScoreRow], histogram: PixelHistogram, protocol: Protocol
-) -> tuple[Metrics, dict[str, float], dict[str, str]]:
-    """Metrics, areas, and the reason of every undefined metric."""
-    values, undefined = _image_metrics(scores)
-    pixel_values, areas, pixel_undefined = _pixel_metrics(histogram, protocol)
-    return Metrics(**values, **pixel_values), areas, undefined | pixel_undefined
+    return DefectResult(Metrics(**_image_metrics(scores)[0], **pixels.metrics), areas, sum(row.label for row in scores))
 
 
 def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:
@@ -121,34 +114,34 @@ def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[s
     return dict(zip(names, values, strict=True)), {}
 
 
-def _pixel_metrics(
-    histogram: PixelHistogram, protocol: Protocol
-) -> tuple[dict[str, float], dict[str, float], dict[str, str]]:
+@dataclass(frozen=True, slots=True)
+class PixelFigures:
+    """Pixel metrics by name, areas, reasons of what is undefined; `bounds` say how far pixel AUROC and AUPRO can be
+    from their exact values."""
+
+    metrics: dict[str, float]
+    areas: dict[str, float]
+    undefined: dict[str, str]
+    bounds: tuple[float, float] = (NAN, NAN)
+
+
+def _pixel_figures(histogram: PixelHistogram, protocol: Protocol) -> PixelFigures:
     names = METRIC_NAMES[3:]
     ranked = rank_pixels(histogram)
     if not ranked.num_anomalous:
-        return {}, {}, dict.fromkeys(names, "no anomalous pixels")
+        return PixelFigures({}, {}, dict.fromkeys(names, "no anomalous pixels"))
     if not ranked.num_normal:
-        return {}, {}, dict.fromkeys(names, "no normal pixels")
-    pro = pro_curve(histogram)
-    values = (
-        roc_curve(ranked).area(),
-        average_precision(ranked),
-        best_f1(ranked)[0],
-        pro.area(protocol.fpr_limit),
-    )
-    return dict(zip(names, values, strict=True)), _areas("aupro", pro, protocol.more_fpr_limits), {}
+        return PixelFigures({}, {}, dict.fromkeys(names, "no normal pixels"))
+    roc, pro = roc_curve(ranked), pro_curve(histogram)
+    values = (roc.area(), average_precision(ranked), best_f1(ranked)[0], pro.area(protocol.fpr_limit))
+    exact = histogram.bits == KEY_BITS
+    bounds = (0.0, 0.0) if exact else (roc.largest_tie(), pro.largest_tie(protocol.fpr_limit))
+    areas = _areas("aupro", pro, protocol.more_fpr_limits)
+    return PixelFigures(dict(zip(names, values, strict=True)), areas, {}, bounds)
 
 
 def _areas(name: str, curve: Curve, limits: Sequence[float]) -> dict[str, float]:
     return {f"{name}@{limit:g}": curve.area(limit) for limit in limits}
-
-
-def _bounds(histogram: PixelHistogram, fpr_limit: float) -> tuple[float, float]:
-    """How far pixel AUROC and AUPRO can be from their exact values."""
-    if histogram.bits == KEY_BITS:
-        return 0.0, 0.0
-    return roc_curve(rank_pixels(histogram)).largest_tie(), pro_curve(histogram).largest_tie(fpr_limit)
 
 
 def _means_of_types(defects: Sequence[DefectResult]) -> dict[str, float]:

@@ -86,7 +86,7 @@ def evaluate_share(
         torch.set_num_threads(1)
     state = EvaluationState(detector.spec.protocol)
     detector.place(device)
-    for batch in share_of_tests(detector, mixture, world, workers, "evaluate", done):
+    for batch in own_test_batches(detector, mixture, world, workers, "evaluate", done):
         for scored in scored_images(mixture, batch, detector(batch.images)):
             state.update(scored)
         if partial is not None:
@@ -94,7 +94,7 @@ def evaluate_share(
     return state
 
 
-def share_of_tests(
+def own_test_batches(
     detector: Detector, mixture: Mixture, world: World, workers: int, title: str, done: Set[str] = frozenset()
 ) -> Iterator[TestBatch]:
     """This rank's share of the test split in fixed batches, with a progress bar; batches that are done are left out.

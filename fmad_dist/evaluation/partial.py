@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from fmad_dist.detector import Detector
@@ -27,7 +28,7 @@ class PartialStates:
     """The files of one evaluation; `save_s` seconds lie between two writes of a rank."""
 
     def __init__(self, out: Path, key: str, rank: int, save_s: float) -> None:
-        self.folder = out / FOLDER
+        self.folder, self.key = out / FOLDER, key
         self.store = Store(self.folder / key)
         self.name = f"rank-{rank:05d}-{uuid.uuid4().hex}.state"
         self.save_s = save_s
@@ -38,8 +39,9 @@ class PartialStates:
         names = sorted(self.store.list()) if self.store.exists() else []
         found = EvaluationState(protocol)
         for name in names:  # the base is the first
+            data = self.store.read(name)  # a storage that does not answer is no reason to score again
             try:
-                state = EvaluationState.from_bytes(self.store.read(name))
+                state = EvaluationState.from_bytes(data)
             except UserError:  # not complete, or of another version: its images are scored again
                 continue
             if not state.sample_ids & found.sample_ids:
@@ -56,8 +58,10 @@ class PartialStates:
             self._saved = time.monotonic()
 
     def clear(self) -> None:
-        """Remove all files, when the results are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the files of this evaluation, when its results are written."""
+        shutil.rmtree(self.folder / self.key, ignore_errors=True)
+        with suppress(OSError):  # another evaluation has files there, or nothing was ever written
+            self.folder.rmdir()
 
 
 def evaluation_key(detector: Detector, mixture: Mixture) -> str:

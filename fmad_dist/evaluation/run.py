@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector
@@ -15,10 +14,10 @@ from fmad_dist.evaluation.results import Results, write_results
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.networks.build import describe_network
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     world.join(timeout=LONGEST_WAIT)
     partial = PartialStates(options.out, evaluation_key(detector, mixture), world.rank, options.save_s)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
-    done = main_says(base.sample_ids, world)
+    done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
         print(f"{len(done)} images were scored before; going on with the others", flush=True)
     state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial)
@@ -58,17 +57,6 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     _write(options, detector, mixture, merged, results)
     partial.clear()
     return results
-
-
-def main_says(item: T, world: World) -> T:
-    """The main rank's item, on every rank; every rank calls."""
-    if world.size == 1:
-        return item
-    import torch.distributed as dist
-
-    told = [item]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
 
 
 def _write(

@@ -1,7 +1,6 @@
 """The evaluation of one rank: scored images in, one mergeable state of bounded size, exact results out."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,24 +45,17 @@ class ClassState:
     num_empty_masks: int = 0
     num_channels: dict[str, int] = field(default_factory=dict)  # by defect type, where defects are annotated singly
 
-    @property
-    def histogram(self) -> PixelHistogram:
-        """The pixels of all images."""
-        return self._merged(self.histograms)
-
-    def histogram_of(self, defect_type: str) -> PixelHistogram:
-        """The pixels of the images with a type of defect and of all normal images."""
-        return self._merged([key for key in self.histograms if key[0] == 0 or key[1] == defect_type])
+    def merged_histogram(self, defect_type: str | None = None) -> PixelHistogram:
+        """The pixels of all images, or of all normal images and those with one type of defect."""
+        merged = PixelHistogram(self.max_bins)
+        for label, kind in sorted(self.histograms):
+            if label == 0 or defect_type in (None, kind):
+                merged.merge(self.histograms[label, kind])
+        return merged
 
     def kind(self, label: int, defect_type: str) -> PixelHistogram:
         """The histogram of a kind of images, created empty when it is new."""
         return self.histograms.setdefault((label, defect_type), PixelHistogram(self.max_bins))
-
-    def _merged(self, keys: Iterable[tuple[int, str]]) -> PixelHistogram:
-        merged = PixelHistogram(self.max_bins)
-        for key in sorted(keys):
-            merged.merge(self.histograms[key])
-        return merged
 
 
 class EvaluationState:

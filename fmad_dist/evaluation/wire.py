@@ -59,10 +59,7 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         arrays[f"{place}.panel{i}.mask"] = np.frombuffer(panel.mask, dtype=np.uint8)
     return {
         "name": name,
-        "kinds": [
-            [*kind, histogram.shift, histogram.num_regions]
-            for kind, histogram in ((kind, state.histograms[kind]) for kind in kinds)
-        ],
+        "kinds": [[*kind, state.histograms[kind].shift, state.histograms[kind].num_regions] for kind in kinds],
         "num_channels": state.num_channels,
         "num_empty_masks": state.num_empty_masks,
         "rows": [[row.sample_id, row.label, row.defect_type] for row in rows],

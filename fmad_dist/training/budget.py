@@ -18,8 +18,8 @@ from fmad_dist.training.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS, bucket_ele
 class MemoryBudget:
     """Bytes of one process at the peak of a step, without the CUDA context and the backbone.
 
-    Activations shrink while gradients grow, so one of the two is zero here: what is largest at the start of the
-    backward pass, at its end, or in the optimizer's step.
+    Activations shrink while gradients grow, so this is what is largest at the start of the backward pass, at its end,
+    or in the optimizer's step.
     """
 
     weights: int
@@ -40,6 +40,7 @@ class Layout:
     zero_stage: int
     processes: int
     micro_batch: int
+    accumulation: int  # micro batches per step
     checkpointing: bool
     dtype: torch.dtype
 
@@ -64,7 +65,8 @@ def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryB
         # the bucket lives from the first gradient to the last; ZeRO-2 flattens it to send the parts away, and has by
         # then its part of what earlier buckets brought
         ends = (size * count, bucket) if stage == 1 else (owned - bucket // layout.processes, 2 * bucket)
-        phases = [(0, bucket, activations), (*ends, 0), (owned + 4 * part, 0, 0)]
+        kept = (size * count if stage == 1 else owned) if layout.accumulation > 1 else 0  # of earlier micro batches
+        phases = [(kept, bucket, activations), (*ends, 0), (owned + 4 * part, 0, 0)]
     else:
         # bucket and own gradients are never given back; what is fetched is held twice until it has been unpacked
         live, ahead = LIVE_ELEMENTS + cost.largest_parameter, BUCKET_ELEMENTS + cost.largest_parameter

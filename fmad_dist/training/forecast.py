@@ -96,7 +96,7 @@ def forecast(config: RunConfig, nodes: int, gpus: int, gpu: str, mfu: float) -> 
     spec = network_spec(config.model, channels, config.features.grid, len(data.mixture.class_names))
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     stage, checkpointing = config.train.zero_stage, config.model.recomputes
-    layout = Layout(stage, batch.world_size, batch.micro_batch, checkpointing, dtype)
+    layout = Layout(stage, batch.world_size, batch.micro_batch, batch.accumulation, checkpointing, dtype)
     cost, memory = network_cost(spec, dtype), memory_budget(spec, layout)
     return Forecast(config, nodes, gpus, accelerator, mfu, spec, cost, batch, data.epoch_size, layout, memory)
 

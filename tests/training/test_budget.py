@@ -18,7 +18,7 @@ from fmad_dist.training.forecast import forecast
 
 LARGE = DiTSpec(192, 16, *PRESETS["L"])
 SMALL = DiTSpec(192, 16, *PRESETS["small"])
-LAYOUT = Layout(zero_stage=2, processes=8, micro_batch=4, checkpointing=False, dtype=torch.bfloat16)
+LAYOUT = Layout(zero_stage=2, processes=8, micro_batch=4, accumulation=1, checkpointing=False, dtype=torch.bfloat16)
 
 
 def test_one_process_holds_everything() -> None:
@@ -60,7 +60,7 @@ def test_the_largest_phase_counts() -> None:
 def test_what_is_proposed_fits(gib: int) -> None:
     proposed = what_would_fit(LARGE, replace(LAYOUT, micro_batch=256, zero_stage=1), gib << 30)
     if proposed is None:
-        assert memory_budget(LARGE, Layout(3, 8, 1, True, torch.bfloat16)).total > gib << 30
+        assert memory_budget(LARGE, Layout(3, 8, 1, 1, True, torch.bfloat16)).total > gib << 30
     else:
         assert memory_budget(LARGE, proposed).total <= gib << 30
 

@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class AreaTable:
+class Table:
     """A table of percentages: `titles` of the columns, and rows of a name, its kind, a count and the cells."""
 
     titles: tuple[str, ...]
@@ -70,7 +70,7 @@ class ClassSection:
     charts: tuple[charts.Chart, ...]
     gallery: Gallery
     notes: tuple[str, ...]
-    types: AreaTable | None  # by type of defect, when there are several
+    types: Table | None  # by type of defect, when there are several
 
 
 def write_report(results: Results, state: EvaluationState, out: Path, *, title: str, facts: dict[str, str]) -> Path:
@@ -117,7 +117,7 @@ def _table(results: Results) -> list[Row]:
     return rows
 
 
-def _areas(results: Results) -> AreaTable:
+def _areas(results: Results) -> Table:
     """The areas at further limits, and what only some benchmarks have, in the order of the summary's rows."""
     names = tuple(results.mean.areas)
     found: list[tuple[str, str, ClassResult | MeanResult]] = [("Mean over classes", "mean", results.mean)]
@@ -126,20 +126,19 @@ def _areas(results: Results) -> AreaTable:
         classes = [(n.split("/", 1)[-1], "class", r) for n, r in results.classes.items() if dataset_of(n) == dataset]
         found += classes
     rows = [(name, kind, "", _cells(result.areas, names)) for name, kind, result in found]
-    return AreaTable(tuple(map(_area_title, names)), tuple(rows))
+    return Table(tuple(map(_area_title, names)), tuple(rows))
 
 
-def _types(result: ClassResult) -> AreaTable | None:
+def _types(result: ClassResult) -> Table | None:
     if len(result.defects) < 2:
         return None
     areas = tuple(sorted({name for defect in result.defects.values() for name in defect.areas if "spro" in name}))
-    found = {name: (f"{defect.num_anomalous}", defect) for name, defect in result.defects.items()}
-    rows = [
-        (name, "class", count, tuple(map(_percent, asdict(defect.metrics).values())) + _cells(defect.areas, areas))
-        for name, (count, defect) in found.items()
-    ]
+    rows = []
+    for name, defect in result.defects.items():
+        metrics = tuple(map(_percent, asdict(defect.metrics).values()))
+        rows.append((name, "class", str(defect.num_anomalous), metrics + _cells(defect.areas, areas)))
     titles = [f"{name.split('_')[0]} {title}".removeprefix("aupro ") for name, title in METRIC_TITLES.items()]
-    return AreaTable((*titles, *map(_area_title, areas)), tuple(rows))
+    return Table((*titles, *map(_area_title, areas)), tuple(rows))
 
 
 def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
@@ -177,10 +176,11 @@ def _lowest(results: Results) -> dict[str, float]:
 def _section(name: str, results: Results, state: EvaluationState) -> ClassSection:
     result, class_state = results.classes[name], state.classes[name]
     rows = [row for row in results.scores if row.class_name == name]
+    histogram = class_state.merged_histogram()
     drawn = (
         charts.score_chart(rows),
-        charts.roc_chart(rows, class_state.histogram, result),
-        charts.pro_chart(class_state.histogram, result, results.protocol.fpr_limit),
+        charts.roc_chart(rows, histogram, result),
+        charts.pro_chart(histogram, result, results.protocol.fpr_limit),
     )
     return ClassSection(
         name=name,
