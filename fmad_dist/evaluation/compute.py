@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from fmad_dist.evaluation.bootstrap import Draws, draw_metrics, intervals, mean_draws
+from fmad_dist.evaluation.bootstrap import Draws, class_draws, intervals, mean_draws
 from fmad_dist.evaluation.curves import (
     Curve,
     average_precision,
@@ -34,8 +34,11 @@ from fmad_dist.evaluation.state import ClassState, dataset_of
 
 def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Results:
     """The metrics of every class, the mean per dataset and the mean over all classes."""
-    draws = {name: draw_metrics(list(state.scores.values())) for name, state in states.items()}
-    classes = {name: class_result(state, draws[name], protocol) for name, state in sorted(states.items())}
+    draws, classes = {}, {}
+    for name, state in sorted(states.items()):
+        rows = list(state.scores.values())
+        draws[name], of_types = class_draws(rows, state.pixels, protocol.fpr_limit)
+        classes[name] = class_result(state, draws[name], of_types, protocol)
     of_dataset: dict[str, list[str]] = {}
     for name in classes:
         of_dataset.setdefault(dataset_of(name), []).append(name)
@@ -48,19 +51,19 @@ def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Result
     return Results(protocol, classes, datasets, mean, scores)
 
 
-def class_result(state: ClassState, draws: Draws, protocol: Protocol) -> ClassResult:
-    """All metrics of one class."""
+def class_result(state: ClassState, draws: Draws, of_types: dict[str, Draws], protocol: Protocol) -> ClassResult:
+    """All metrics of one class, with the draws for its intervals and for those of its types of defect."""
     scores, histogram = list(state.scores.values()), state.merged_histogram()
     values, undefined = _image_metrics(scores)
     pixels = _pixel_figures(histogram, protocol)
-    areas = pixels.areas
-    defects = {name: _defect_result(state, name, protocol) for name in _defect_types(state)}
-    areas |= _means_of_types([defects[name] for name in sorted(state.num_channels)])
+    defects = {name: _defect_result(state, name, of_types[name], protocol) for name in _defect_types(state)}
+    areas = pixels.areas | _means_of_types([defects[name] for name in sorted(state.num_channels)]) | _of_samples(scores)
     num_anomalous = sum(row.label for row in scores)
+    metrics = Metrics(**values, **pixels.metrics)
     return ClassResult(
-        metrics=Metrics(**values, **pixels.metrics),
+        metrics=metrics,
         areas=areas,
-        intervals=intervals(draws),
+        intervals=intervals(metrics, draws),
         defects=defects,
         undefined=undefined | pixels.undefined,
         num_images=len(scores),
@@ -85,21 +88,23 @@ def mean_result(classes: Sequence[ClassResult], draws: Sequence[Draws]) -> MeanR
             undefined[name] = column.size - defined.size
     areas = _mean_areas([result.areas for result in classes])
     num_images = sum(result.num_images for result in classes)
-    return MeanResult(Metrics(**means), areas, intervals(mean_draws(draws)), undefined, len(classes), num_images)
+    metrics = Metrics(**means)
+    return MeanResult(metrics, areas, intervals(metrics, mean_draws(draws)), undefined, len(classes), num_images)
 
 
 def _defect_types(state: ClassState) -> list[str]:
     return sorted({defect_type for label, defect_type in state.histograms if label == 1})
 
 
-def _defect_result(state: ClassState, defect_type: str, protocol: Protocol) -> DefectResult:
+def _defect_result(state: ClassState, defect_type: str, draws: Draws, protocol: Protocol) -> DefectResult:
     scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
     histogram = state.merged_histogram(defect_type)
     pixels = _pixel_figures(histogram, protocol)
     areas = pixels.areas
     if state.num_channels.get(defect_type) and not pixels.undefined:
         areas |= _areas("au_spro", spro_curve(histogram), protocol.spro_limits)
-    return DefectResult(Metrics(**_image_metrics(scores)[0], **pixels.metrics), areas, sum(row.label for row in scores))
+    metrics = Metrics(**_image_metrics(scores)[0], **pixels.metrics)
+    return DefectResult(metrics, areas, intervals(metrics, draws), sum(row.label for row in scores))
 
 
 def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:
@@ -151,6 +156,20 @@ def _means_of_types(defects: Sequence[DefectResult]) -> dict[str, float]:
     found = _mean_areas([{n: v for n, v in defect.areas.items() if n.startswith("au_spro")} for defect in defects])
     aurocs = [defect.metrics.image_auroc for defect in defects]
     return found if any(map(math.isnan, aurocs)) else found | {"image_auroc_of_types": math.fsum(aurocs) / len(aurocs)}
+
+
+def _of_samples(rows: Sequence[ScoreRow]) -> dict[str, float]:
+    """AUROC of physical parts, where some have several views and both labels occur: a part is anomalous when any of its
+    views is, and its score is that of its highest view (Real-IAD). An image without a group is a part of its own.
+    """
+    parts: dict[tuple[str, str], list[ScoreRow]] = {}
+    for row in rows:
+        parts.setdefault(("", row.group) if row.group else (row.sample_id, ""), []).append(row)
+    labels = np.array([max(view.label for view in views) for views in parts.values()])
+    if len(parts) == len(rows) or not 0 < labels.sum() < labels.size:
+        return {}
+    scores = np.array([max(view.score for view in views) for views in parts.values()])
+    return {"sample_auroc": roc_curve(rank_scores(scores, labels)).area()}
 
 
 def _mean_areas(every: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -153,6 +153,7 @@ def _scored(
         mask=batch.masks[position],
         image=batch.images[position].permute(1, 2, 0).numpy(),
         channels=batch.channels[position],
+        group=sample.group,
     )
 
 

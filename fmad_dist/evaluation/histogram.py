@@ -20,7 +20,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.regions import REGION_UNIT, Channel, label_regions, saturated_weights
 
 KEY_BITS = 32
-PENDING_PIXELS = 2**20  # counted in one go; 4 MB
+PENDING_PIXELS = 2**22  # counted in one go; 16 MB
 DENSE_SPAN = 2**22  # a narrower range of keys is counted in an array of that range, a wider one by sorting
 MAX_REGIONS = 2**62 // REGION_UNIT
 NORMAL, ANOMALOUS, WEIGHT, SATURATED = range(4)  # rows of counts
@@ -28,9 +28,34 @@ NORMAL, ANOMALOUS, WEIGHT, SATURATED = range(4)  # rows of counts
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
     """Map finite float32 scores to uint32 keys in the same order; -0.0 and 0.0 share one key."""
-    bits = (np.asarray(scores, dtype=np.float32) + np.float32(0.0)).view(np.uint32)
-    negative = (bits >> np.uint32(31)).astype(bool)
-    return np.where(negative, ~bits, bits | np.uint32(0x80000000))
+    bits = np.asarray(scores, dtype=np.float32) + np.float32(0.0)
+    flips = (bits.view(np.int32) >> 31).view(np.uint32)  # all bits of a negative number flip, else the sign alone
+    flips |= np.uint32(0x80000000)
+    flips ^= bits.view(np.uint32)
+    return flips
+
+
+@dataclass(frozen=True, slots=True)
+class MapPixels:
+    """One map ready to be counted: the keys of its normal pixels uint32 [n] and of its anomalous ones uint32 [m], the
+    latter with their region and channel weights int64 [2, m]."""
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    weights: np.ndarray
+    num_regions: int
+
+    @classmethod
+    def of(
+        cls, scores: np.ndarray, mask: np.ndarray, connectivity: int, channels: Sequence[Channel] = ()
+    ) -> "MapPixels":
+        """From a finite float32 map [H, W] and its bool mask [H, W], which the channels, if any, make up."""
+        keys = ordered_keys(scores)
+        if not mask.any():
+            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), np.zeros((2, 0), dtype=np.int64), 0)
+        regions = label_regions(mask, connectivity)
+        weights = np.stack([regions.weights, saturated_weights(scores, mask, channels)])
+        return cls(keys[~mask], keys[mask], weights, regions.num_regions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +127,15 @@ class PixelHistogram:
 
     def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int, channels: Sequence[Channel] = ()) -> None:
         """Count one finite float32 map [H, W] against its bool mask [H, W], which the channels, if any, make up."""
-        keys = ordered_keys(scores)
-        if mask.any():
-            regions = label_regions(mask, connectivity)
-            self._count_regions(regions.num_regions)
-            weights = np.stack([regions.weights, saturated_weights(scores, mask, channels)])
-            self._pending_anomalous.append((keys[mask], weights))
-            keys = keys[~mask]
-        self._pending_normal.append(keys.ravel())
-        self._num_pending += mask.size
+        self.count(MapPixels.of(scores, mask, connectivity, channels))
+
+    def count(self, pixels: MapPixels) -> None:
+        """Count the pixels of one map."""
+        self._count_regions(pixels.num_regions)
+        self._pending_normal.append(pixels.normal)
+        if pixels.anomalous.size:
+            self._pending_anomalous.append((pixels.anomalous, pixels.weights))
+        self._num_pending += pixels.normal.size + pixels.anomalous.size
         if self._num_pending >= PENDING_PIXELS:
             self.settle()
 
@@ -139,17 +164,23 @@ class PixelHistogram:
         common = max(shift, self.shift)
         keys = np.concatenate([self._bins.keys >> np.uint32(common - self.shift), keys >> np.uint32(common - shift)])
         order = np.argsort(keys, kind="stable")  # sorted runs: a linear merge
-        keys, counts = keys[order], np.concatenate([self._bins.counts, counts], axis=1)[:, order]
-        drop = 0
-        while _num_distinct(keys >> np.uint32(drop)) > self.max_bins:
-            drop += 1
-        self._bins = Bins.pack(*_join_equal(keys >> np.uint32(drop), counts))
+        drop, self._bins = fitting_bins(
+            keys[order], np.concatenate([self._bins.counts, counts], axis=1)[:, order], self.max_bins
+        )
         self.shift = common + drop
 
     def _count_regions(self, num_regions: int) -> None:
         self.num_regions += num_regions
         if self.num_regions > MAX_REGIONS:
             raise UserError(f"masks: more than {MAX_REGIONS} defect regions in one class; check the mask files.")
+
+
+def fitting_bins(keys: np.ndarray, counts: np.ndarray, max_bins: int) -> tuple[int, Bins]:
+    """How many low bits of the keys must go, and the at most `max_bins` bins of sorted keys and counts int64 [4, n]."""
+    drop = 0
+    while _num_distinct(keys >> np.uint32(drop)) > max_bins:
+        drop += 1
+    return drop, Bins.pack(*_join_equal(keys >> np.uint32(drop), counts))
 
 
 def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -33,13 +33,14 @@ METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 @dataclass(frozen=True, slots=True, order=True)
 class ScoreRow:
-    """The image score of one sample; label 0 normal, 1 anomalous."""
+    """The image score of one sample; label 0 normal, 1 anomalous; `group` names its part where parts have views."""
 
     sample_id: str
     class_name: str
     label: int
     defect_type: str
     score: float
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class DefectResult:
 
     metrics: Metrics
     areas: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     num_anomalous: int
 
 
@@ -57,7 +59,7 @@ class ClassResult:
 
     `areas` has, where defined, the AUPRO at further limits of the false positive rate, as `aupro@0.05`. Where defects
     are annotated singly (MVTec LOCO AD) it has `au_spro@0.05` and `image_auroc_of_types` too, each the mean over types
-    of defect, as in the official evaluation.
+    of defect, as in the official evaluation; where parts have several views (Real-IAD) `sample_auroc`.
 
     `histogram_bits` of 32 says the pixel metrics are exact; below, `pixel_auroc_bound` and `aupro_bound` limit how far
     those two can be from their exact values.
@@ -152,6 +154,6 @@ def _results_csv(results: Results) -> str:
 def _scores_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["sample_id", "class", "label", "defect_type", "score"])
+    writer.writerow(["sample_id", "class", "label", "defect_type", "score", "group"])
     writer.writerows(astuple(row) for row in results.scores)
     return buffer.getvalue()

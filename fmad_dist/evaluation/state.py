@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.histogram import PixelHistogram
+from fmad_dist.evaluation.histogram import MapPixels, PixelHistogram
+from fmad_dist.evaluation.image_pixels import ImagePixels, image_pixels
 from fmad_dist.evaluation.panels import Panel, PanelBoard, encode_image, encode_mask, small_map
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.regions import Channel
@@ -19,7 +20,8 @@ class ScoredImage:
 
     `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
     [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `channels` are the single
-    defects of the mask where the benchmark annotates them (MVTec LOCO AD).
+    defects of the mask where the benchmark annotates them (MVTec LOCO AD), `group` is the same for all images of one
+    physical part where a benchmark has several views of it (Real-IAD).
     """
 
     sample_id: str
@@ -31,16 +33,18 @@ class ScoredImage:
     mask: np.ndarray
     image: np.ndarray
     channels: tuple[Channel, ...] = ()
+    group: str = ""
 
 
 @dataclass(slots=True)
 class ClassState:
-    """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, a few
-    panels."""
+    """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, the
+    pixels of every image in a few bins, a few panels."""
 
     max_bins: int
     histograms: dict[tuple[int, str], PixelHistogram] = field(default_factory=dict)  # by label and defect type
     scores: dict[str, ScoreRow] = field(default_factory=dict)
+    pixels: dict[str, ImagePixels] = field(default_factory=dict)  # by sample id
     board: PanelBoard = field(default_factory=PanelBoard)
     num_empty_masks: int = 0
     num_channels: dict[str, int] = field(default_factory=dict)  # by defect type, where defects are annotated singly
@@ -62,8 +66,8 @@ class EvaluationState:
     """A metric state: `update` with images, `merge` with the states of other ranks, `compute` the results.
 
     Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
-    bytes. Memory per class: 6 to 32 bytes per occupied bin of each defect type, one row per image and up to twelve
-    small panels.
+    bytes. Memory per class: 6 to 32 bytes per occupied bin of each defect type, one row and about 3 KB per image and up
+    to twelve small panels.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -99,14 +103,15 @@ class EvaluationState:
             for histogram in self._current.histograms.values():
                 histogram.settle()  # only one class holds uncounted pixels
         self._current = state
-        histogram = state.kind(scored.label, scored.defect_type)
-        histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity, scored.channels)
+        pixels = MapPixels.of(scored.anomaly_map, scored.mask, self.protocol.connectivity, scored.channels)
+        state.kind(scored.label, scored.defect_type).count(pixels)
+        state.pixels[scored.sample_id] = image_pixels(pixels)
         if scored.channels:
             before = state.num_channels.get(scored.defect_type, 0)
             state.num_channels[scored.defect_type] = before + len(scored.channels)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
-        row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score)
+        row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group)
         self.record(row)
         if state.board.wants(scored.sample_id, scored.label, score):
             state.board.add(_panel(scored))
@@ -134,6 +139,7 @@ class EvaluationState:
             for defect_type, count in theirs.num_channels.items():
                 ours.num_channels[defect_type] = ours.num_channels.get(defect_type, 0) + count
             ours.scores |= theirs.scores
+            ours.pixels |= theirs.pixels
             ours.board.merge(theirs.board)
             ours.num_empty_masks += theirs.num_empty_masks
         self._class_of |= other._class_of

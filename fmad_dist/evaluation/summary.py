@@ -17,7 +17,7 @@ COLUMNS = {
     "aupro": "AUPRO",
 }
 
-AREAS = {"au_spro@0.05": "AU-sPRO .05"}  # shown where a benchmark has it
+AREAS = {"au_spro@0.05": "AU-sPRO .05", "sample_auroc": "S-AUROC"}  # shown where a benchmark has it
 
 
 def read_results(folder: Path) -> dict[str, Any]:

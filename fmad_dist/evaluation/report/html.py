@@ -90,7 +90,7 @@ def write_report(results: Results, state: EvaluationState, out: Path, *, title: 
         title=title,
         headline=[(name, _percent(getattr(results.mean.metrics, key))) for key, name in HEADLINE.items()],
         mean=results.mean,
-        mean_interval=_interval(results.mean.intervals["image_auroc"]) if results.mean.intervals else "",
+        mean_intervals=_intervals(results.mean.intervals),
         metric_titles=METRIC_TITLES,
         rows=_table(results),
         any_lowest=bool(_lowest(results)),
@@ -147,7 +147,12 @@ def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
 
 def _area_title(name: str) -> str:
     kind, _, limit = name.partition("@")
-    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC of types"}[kind]
+    title = {
+        "aupro": "AUPRO",
+        "au_spro": "AU-sPRO",
+        "image_auroc_of_types": "image AUROC of types",
+        "sample_auroc": "sample AUROC",
+    }[kind]
     return f"{title} {limit}".strip()
 
 
@@ -195,7 +200,7 @@ def _section(name: str, results: Results, state: EvaluationState) -> ClassSectio
 
 def _notes(result: ClassResult) -> list[str]:
     """What a reader of this class's numbers has to know."""
-    notes = [f"Image AUROC {_interval(result.intervals['image_auroc'])}."] if result.intervals else []
+    notes = [_intervals(result.intervals)] if result.intervals else []
     for reason in dict.fromkeys(result.undefined.values()):
         names = ", ".join(name.replace("_", " ") for name, why in result.undefined.items() if why == reason)
         notes.append(f"Undefined, because the class has {reason}: {names}.")
@@ -212,8 +217,11 @@ def _notes(result: ClassResult) -> list[str]:
     return notes
 
 
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{_percent(interval[0])} to {_percent(interval[1])} (95 %, bootstrap over images)"
+def _intervals(found: dict[str, tuple[float, float]]) -> str:
+    if not found:
+        return ""
+    texts = [f"{HEADLINE[name]} {_percent(low)} to {_percent(high)}" for name, (low, high) in found.items()]
+    return f"95 % intervals by bootstrap over images: {', '.join(texts)}."
 
 
 def _percent(value: float) -> str:
