@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=float, default=60.0, metavar="SECONDS", help="keep what was scored so often"
     )
+    parser.add_argument("--protocol", help="evaluate by another named protocol than the model's own")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
@@ -34,6 +35,7 @@ def main() -> None:
             workers=arguments.workers,
             save_s=arguments.save_every,
             overrides=arguments.overrides,
+            protocol=arguments.protocol,
         )
         run_evaluation(options, World.from_environment())
 

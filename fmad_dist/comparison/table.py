@@ -67,7 +67,7 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
         "Network": describe_network(spec.network),
         "Features": f"{spec.features.backbone}, {features_per_s:.1f} images/s per process",
         "Training": f"{spec.train_step} steps",
-        "Protocol": spec.protocol.name,
+        "Protocol": spec.protocol.title,
         "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
         f"torch {torch.__version__}",
     }

@@ -29,16 +29,20 @@ from fmad_dist.evaluation.results import (
     Results,
     ScoreRow,
 )
+from fmad_dist.evaluation.set_scores import final_rows
 from fmad_dist.evaluation.state import ClassState, dataset_of
+from fmad_dist.evaluation.strips import strip_metrics
 
 
 def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Results:
     """The metrics of every class, the mean per dataset and the mean over all classes."""
-    draws, classes = {}, {}
-    for name, state in sorted(states.items()):
-        rows = list(state.scores.values())
-        draws[name], of_types = class_draws(rows, state.pixels, protocol.fpr_limit)
-        classes[name] = class_result(state, draws[name], of_types, protocol)
+    rows, draws, classes = final_rows(states, protocol), {}, {}
+    for name, own in rows.items():
+        draws[name], of_types = class_draws(own, states[name].pixels, protocol.fpr_limit)
+        for found in (draws[name], *of_types.values()):
+            for metric in protocol.estimated & found.keys():  # draws are of the exact metric
+                del found[metric]
+        classes[name] = class_result(states[name], own, draws[name], of_types, protocol)
     of_dataset: dict[str, list[str]] = {}
     for name in classes:
         of_dataset.setdefault(dataset_of(name), []).append(name)
@@ -47,16 +51,18 @@ def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Result
         for dataset, names in sorted(of_dataset.items())
     }
     mean = mean_result(list(classes.values()), [draws[name] for name in classes])
-    scores = tuple(sorted(row for state in states.values() for row in state.scores.values()))
+    scores = tuple(sorted(row for own in rows.values() for row in own))
     return Results(protocol, classes, datasets, mean, scores)
 
 
-def class_result(state: ClassState, draws: Draws, of_types: dict[str, Draws], protocol: Protocol) -> ClassResult:
+def class_result(
+    state: ClassState, scores: Sequence[ScoreRow], draws: Draws, of_types: dict[str, Draws], protocol: Protocol
+) -> ClassResult:
     """All metrics of one class, with the draws for its intervals and for those of its types of defect."""
-    scores, histogram = list(state.scores.values()), state.merged_histogram()
+    histogram = state.merged_histogram()
     values, undefined = _image_metrics(scores)
     pixels = _pixel_figures(histogram, protocol)
-    defects = {name: _defect_result(state, name, of_types[name], protocol) for name in _defect_types(state)}
+    defects = {name: _defect_result(state, scores, name, draws, protocol) for name, draws in of_types.items()}
     areas = pixels.areas | _means_of_types([defects[name] for name in sorted(state.num_channels)]) | _of_samples(scores)
     num_anomalous = sum(row.label for row in scores)
     metrics = Metrics(**values, **pixels.metrics)
@@ -92,12 +98,10 @@ def mean_result(classes: Sequence[ClassResult], draws: Sequence[Draws]) -> MeanR
     return MeanResult(metrics, areas, intervals(metrics, mean_draws(draws)), undefined, len(classes), num_images)
 
 
-def _defect_types(state: ClassState) -> list[str]:
-    return sorted({defect_type for label, defect_type in state.histograms if label == 1})
-
-
-def _defect_result(state: ClassState, defect_type: str, draws: Draws, protocol: Protocol) -> DefectResult:
-    scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
+def _defect_result(
+    state: ClassState, scores: Sequence[ScoreRow], defect_type: str, draws: Draws, protocol: Protocol
+) -> DefectResult:
+    scores = [row for row in scores if row.label == 0 or row.defect_type == defect_type]
     histogram = state.merged_histogram(defect_type)
     pixels = _pixel_figures(histogram, protocol)
     areas = pixels.areas
@@ -117,6 +121,9 @@ def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[s
     ranked = rank_scores(np.array([row.score for row in scores], dtype=np.float64), labels)
     values = (roc_curve(ranked).area(), average_precision(ranked), best_f1(ranked)[0])
     return dict(zip(names, values, strict=True)), {}
+
+
+BOUNDED = ("pixel_auroc", "aupro")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +146,12 @@ def _pixel_figures(histogram: PixelHistogram, protocol: Protocol) -> PixelFigure
         return PixelFigures({}, {}, dict.fromkeys(names, "no normal pixels"))
     roc, pro = roc_curve(ranked), pro_curve(histogram)
     values = (roc.area(), average_precision(ranked), best_f1(ranked)[0], pro.area(protocol.fpr_limit))
+    metrics = dict(zip(names, values, strict=True)) | strip_metrics(histogram, protocol)
     exact = histogram.bits == KEY_BITS
-    bounds = (0.0, 0.0) if exact else (roc.largest_tie(), pro.largest_tie(protocol.fpr_limit))
-    areas = _areas("aupro", pro, protocol.more_fpr_limits)
-    return PixelFigures(dict(zip(names, values, strict=True)), areas, {}, bounds)
+    bounds = [0.0, 0.0] if exact else [roc.largest_tie(), pro.largest_tie(protocol.fpr_limit)]
+    bounds = [NAN if name in protocol.estimated else bound for name, bound in zip(BOUNDED, bounds, strict=True)]
+    undefined = {name: "too few thresholds of equal width" for name, value in metrics.items() if math.isnan(value)}
+    return PixelFigures(metrics, _areas("aupro", pro, protocol.more_fpr_limits), undefined, (bounds[0], bounds[1]))
 
 
 def _areas(name: str, curve: Curve, limits: Sequence[float]) -> dict[str, float]:

@@ -35,6 +35,14 @@ def ordered_keys(scores: np.ndarray) -> np.ndarray:
     return flips
 
 
+def bin_middles(histogram: "PixelHistogram") -> np.ndarray:
+    """The scores float64 [n] in the middle of the occupied bins, ascending; the scores themselves where it is exact."""
+    shift = KEY_BITS - histogram.bits
+    keys = (histogram.bins.keys << np.uint32(shift)) + np.uint32((1 << shift) // 2)
+    negative = keys < np.uint32(0x80000000)
+    return np.where(negative, ~keys, keys ^ np.uint32(0x80000000)).view(np.float32).astype(np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class MapPixels:
     """One map ready to be counted: the keys of its normal pixels uint32 [n] and of its anomalous ones uint32 [m], the

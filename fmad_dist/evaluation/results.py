@@ -33,7 +33,8 @@ METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 @dataclass(frozen=True, slots=True, order=True)
 class ScoreRow:
-    """The image score of one sample; label 0 normal, 1 anomalous; `group` names its part where parts have views."""
+    """The image score of one sample; label 0 normal, 1 anomalous; `group` names its part where parts have views,
+    `map_sum` is kept for protocols whose image scores are made of several sums of the whole test set."""
 
     sample_id: str
     class_name: str
@@ -41,6 +42,7 @@ class ScoreRow:
     defect_type: str
     score: float
     group: str = ""
+    map_sum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ def results_json(results: Results) -> dict[str, Any]:
     """The content of results.json."""
     return {
         "protocol": results.protocol.model_dump(mode="json"),
+        "protocol_title": results.protocol.title,
+        "protocol_note": results.protocol.note,
         "classes": {name: _flat(result) for name, result in results.classes.items()},
         "datasets": {name: _flat(result) for name, result in results.datasets.items()},
         "mean": _flat(results.mean),
@@ -155,5 +159,5 @@ def _scores_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["sample_id", "class", "label", "defect_type", "score", "group"])
-    writer.writerows(astuple(row) for row in results.scores)
+    writer.writerows(astuple(row)[:-1] for row in results.scores)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
+from fmad_dist.evaluation.protocol import named_protocol
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.results import Results, write_results
 from fmad_dist.evaluation.state import EvaluationState
@@ -31,6 +32,7 @@ class EvaluationOptions:
     workers: int = 0
     save_s: float = 60.0  # between two writes of what a rank has scored, to go on from after a kill
     overrides: Sequence[str] = ()  # scorer.key=value
+    protocol: str | None = None  # name of another protocol than the detector's
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
@@ -42,6 +44,8 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
+    if options.protocol is not None:
+        detector.with_protocol(named_protocol(options.protocol))
     world.join(timeout=LONGEST_WAIT)
     partial = PartialStates(options.out, evaluation_key(detector, mixture), world.rank, options.save_s)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)

@@ -111,7 +111,10 @@ class EvaluationState:
             state.num_channels[scored.defect_type] = before + len(scored.channels)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
-        row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group)
+        total = float(scored.anomaly_map.sum(dtype=np.float64)) if self.protocol.needs_map_sum else 0.0
+        row = ScoreRow(
+            scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group, total
+        )
         self.record(row)
         if state.board.wants(scored.sample_id, scored.label, score):
             state.board.add(_panel(scored))

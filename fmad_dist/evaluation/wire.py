@@ -64,7 +64,7 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         "kinds": [[*kind, state.histograms[kind].shift, state.histograms[kind].num_regions] for kind in kinds],
         "num_channels": state.num_channels,
         "num_empty_masks": state.num_empty_masks,
-        "rows": [[row.sample_id, row.label, row.defect_type, row.group] for row in rows],
+        "rows": [[row.sample_id, row.label, row.defect_type, row.group, row.map_sum] for row in rows],
         "panels": [panel.sample_id for panel in panels],
     }
 
@@ -78,8 +78,8 @@ def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarra
         restored = PixelHistogram.restore(target.max_bins, shift, num_regions, bins)
         target.histograms[label, defect_type] = restored
     scores, pixels = arrays[f"{place}.score"].tolist(), _decode_pixels(f"{place}.pixels", arrays)
-    for (sample_id, label, defect_type, group), score, own in zip(entry["rows"], scores, pixels, strict=True):
-        state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score, group))
+    for (sample_id, label, defect_type, *more), score, own in zip(entry["rows"], scores, pixels, strict=True):
+        state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score, *more))
         target.pixels[sample_id] = own
     rows = [target.scores[sample_id] for sample_id in entry["panels"]]
     target.board = PanelBoard(_decode_panel(row, f"{place}.panel{i}", arrays) for i, row in enumerate(rows))

@@ -98,6 +98,8 @@ def write_report(results: Results, state: EvaluationState, out: Path, *, title: 
         sections=[_section(name, results, state) for name in results.classes],
         facts=facts,
         protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
+        protocol_title=results.protocol.title,
+        protocol_note=results.protocol.note,
         left_out=results.mean.undefined,
         frame=charts,
     )
