@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.channels import channels_on_map
+from fmad_dist.evaluation.channels import single_defects
 from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.protocol import mask_on_map
-from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.regions import SingleDefects
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure
@@ -32,12 +32,13 @@ PATIENCE_S = 300.0  # an evaluation waits this long for its storage
 
 @dataclass(frozen=True, slots=True)
 class TestBatch:
-    """Consecutive test samples with their pixels uint8 [B, 3, S, S], and masks bool [M, M] and single defects each."""
+    """Consecutive test samples with their pixels uint8 [B, 3, S, S], and the mask bool [M, M] and, where the dataset
+    annotates them, the single defects of each."""
 
     rows: tuple[int, ...]
     images: torch.Tensor
     masks: tuple[np.ndarray, ...]
-    channels: tuple[tuple[Channel, ...], ...]
+    defects: tuple[SingleDefects | None, ...]
 
 
 class TestImages(Dataset):
@@ -55,16 +56,18 @@ class TestImages(Dataset):
             if bad is not None:  # results without it would not be those of the benchmark
                 raise bad
             images = torch.stack([image for image in found if not isinstance(image, BadSample)])
-            masks, channels = zip(*(self._truth(row) for row in rows), strict=True)
-            return TestBatch(tuple(rows), images, masks, channels)
+            masks, defects = zip(*(self._truth(row) for row in rows), strict=True)
+            return TestBatch(tuple(rows), images, masks, defects)
         except UserError as error:
             return Failure(str(error))
 
-    def _truth(self, row: int) -> tuple[np.ndarray, tuple[Channel, ...]]:
+    def _truth(self, row: int) -> tuple[np.ndarray, SingleDefects | None]:
         dataset, position = self.mixture.locate(row)
-        raw = self.source.readers[dataset.name].masks(position)
-        channels = channels_on_map(dataset.manifest, dataset.sample(position), raw, self.map_size)
-        return mask_on_map(raw, self.map_size), channels
+        reader = self.source.readers[dataset.name]
+        raw = reader.masks(position)
+        singly = dataset.manifest.mask_semantics == "channel"
+        defects = single_defects(reader, position, raw, self.map_size) if singly else None
+        return mask_on_map(raw, self.map_size), defects
 
 
 def evaluate_share(
@@ -152,7 +155,7 @@ def _scored(
         anomaly_map=anomaly_map,
         mask=batch.masks[position],
         image=batch.images[position].permute(1, 2, 0).numpy(),
-        channels=batch.channels[position],
+        defects=batch.defects[position],
     )
 
 
