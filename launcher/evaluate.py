@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=float, default=60.0, metavar="SECONDS", help="keep what was scored so often"
     )
+    parser.add_argument("--maps", metavar="URL", help="folder for all anomaly maps as float16 WebDataset tars")
+    parser.add_argument("--tiff", metavar="URL", help="folder for all maps as TIFF at the size of the images")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
@@ -34,6 +36,8 @@ def main() -> None:
             workers=arguments.workers,
             save_s=arguments.save_every,
             overrides=arguments.overrides,
+            maps=arguments.maps,
+            tiff=arguments.tiff,
         )
         run_evaluation(options, World.from_environment())
 

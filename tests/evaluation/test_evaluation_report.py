@@ -10,7 +10,7 @@ import pytest
 
 from fmad_dist.evaluation.curves import Curve
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.regions import Channel, SingleDefects
 from fmad_dist.evaluation.report import charts
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.report.tiles import gallery, heat_range
@@ -107,21 +107,22 @@ def test_page_shows_every_class_metric_and_reason(state: EvaluationState, tmp_pa
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
-def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("native", "title"), [(True, "AU-sPRO"), (False, "AU-sPRO on the map")])
+def test_page_shows_areas_and_types_of_defects(tmp_path: Path, native: bool, title: str) -> None:
     state = EvaluationState(Protocol(map_size=SIZE))
     for i in range(12):
         image = scored(f"loco/box/test/{i}", "loco/box", int(i % 3 > 0), i)
-        if image.label:
-            kind = ("logical_anomalies", "structural_anomalies")[i % 2]
-            image = replace(image, defect_type=kind, channels=(Channel(image.mask, 40),))
-        state.update(image)
+        channels = (Channel(image.mask, 40),) if image.label else ()
+        kind = ("logical_anomalies", "structural_anomalies")[i % 2] if image.label else "good"
+        state.update(replace(image, defect_type=kind, defects=SingleDefects(channels, SIZE, SIZE, native=native)))
     page, result = page_of(state, tmp_path), state.compute().classes["loco/box"]
-    for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
-        assert f">{title}</th>" in page
+    for column in (f"{title} 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
+        assert f">{column}</th>" in page
+    assert ("AU-sPRO was measured on the map" in page) is not native
     header = page[page.index(">Type of defect</th>") :]
     titles = re.findall(r'class="number">([^<]+)</th>', header[: header.index("</tr>")])
     metrics = [f"{kind} {metric}" for kind in ("image", "pixel") for metric in ("AUROC", "AP", "F1max")]
-    limits = [f"AU-sPRO {limit}" for limit in ("0.01", "0.05", "0.1", "0.3", "1")]
+    limits = [f"{title} {limit}" for limit in ("0.01", "0.05", "0.1", "0.3", "1")]
     assert titles == ["Images", *metrics, "AUPRO", *limits]
     for name, defect in result.defects.items():
         row = page[page.index(f'<th scope="row">{name}</th>') :]
@@ -129,7 +130,7 @@ def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
         areas = [defect.areas[area] for area in sorted(defect.areas) if "spro" in area]
         values = (*astuple(defect.metrics), *areas)
         assert numbers == [str(defect.num_anomalous), *(f"{100 * value:.1f}" for value in values)]
-    assert f">{100 * result.areas['au_spro@0.05']:.1f}<" in page
+    assert f">{100 * result.areas['au_spro@0.05' if native else 'au_spro_map@0.05']:.1f}<" in page
 
 
 def test_a_small_class_shows_each_image_once(state: EvaluationState) -> None:

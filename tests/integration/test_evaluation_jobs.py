@@ -8,9 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import tifffile
+import webdataset
 from jobs import LAUNCH_SECONDS, Job, fmad
+
+from fmad_dist.detector import Detector
+from fmad_dist.evaluation.evaluator import own_test_batches
+from fmad_dist.scoring.config import InversionConfig
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -37,12 +46,13 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
 
 
 def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
-    """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one."""
+    """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one, and
+    every map once."""
     words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.steps=40"]
     whole, killed = job.root / "results-whole", job.root / "results-killed"
-    fmad(*words, "--out", str(whole), "--processes", "1")
+    fmad(*words, *outputs_at(whole), "--processes", "1")
     assert not (whole / "partial").exists()
-    command = [sys.executable, "-m", "fmad_dist.cli", *words, "--out", str(killed), "--save-every", "0"]
+    command = [sys.executable, "-m", "fmad_dist.cli", *words, *outputs_at(killed), "--save-every", "0"]
     process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not list(killed.glob("partial/*/rank-00001-*.state")):
@@ -55,13 +65,45 @@ def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
             break
     assert process.wait(LAUNCH_SECONDS) == 1
     assert not (killed / "results.json").exists()
-    again = fmad(*words, "--out", str(killed), "--processes", "3")
+    assert not (killed / "maps" / "maps.json").exists()
+    again = fmad(*words, *outputs_at(killed), "--processes", "3")
     before = re.search(r"(\d+) images were scored before", again.stdout)
     assert before is not None
     assert 8 <= int(before[1]) < 27
     for name in ("results.json", "results.csv", "scores.csv", "report.html"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not (killed / "partial").exists()
+    check_maps(whole, killed, zero2)
+
+
+def outputs_at(out: Path) -> list[str]:
+    return ["--out", str(out), "--maps", str(out / "maps"), "--tiff", str(out / "tiff")]
+
+
+def check_maps(whole: Path, killed: Path, model: Path) -> None:
+    """The same files, which hold the maps of the detector's own call."""
+    for folder, count in (("maps", 5), ("tiff", 27)):
+        one, other = (
+            {path.relative_to(out): path.read_bytes() for path in (out / folder).rglob("*.*")}
+            for out in (whole, killed)
+        )
+        assert len(one) == count
+        assert one == other
+    urls = sorted(str(path) for path in (killed / "maps").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    ids = [sample["json"]["sample_id"] for sample in samples]
+    with open(killed / "scores.csv") as file:
+        assert sorted(ids) == [row["sample_id"] for row in csv.DictReader(file)]
+    detector = Detector.load(model).with_scorer(InversionConfig(steps=40))
+    mixture = Mixture.load([str(model.parent.parent / "data")])
+    (batch,) = (batch for batch in own_test_batches(detector, mixture, World(), 0, "test") if batch.ends_shard == 2)
+    found = detector(batch.images)
+    for row, score, anomaly_map in zip(batch.rows, found.scores.tolist(), found.maps.numpy(), strict=True):
+        sample = samples[ids.index(mixture.sample_id(row))]
+        assert sample["json"]["score"] == pytest.approx(score, rel=1e-4)
+        np.testing.assert_allclose(sample["map.npy"], anomaly_map, rtol=1e-3)
+        tiff = tifffile.imread(killed / "tiff" / f"{mixture.sample_id(row)}.tiff")
+        np.testing.assert_allclose(tiff, anomaly_map, rtol=1e-4)
 
 
 def check_registry(registry: str, results: dict) -> None:

@@ -147,7 +147,8 @@ def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
 
 def _area_title(name: str) -> str:
     kind, _, limit = name.partition("@")
-    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC of types"}[kind]
+    titles = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "au_spro_map": "AU-sPRO on the map"}
+    title = titles.get(kind, "image AUROC of types")
     return f"{title} {limit}".strip()
 
 
@@ -203,6 +204,11 @@ def _notes(result: ClassResult) -> list[str]:
         notes.append(
             f"{result.num_empty_masks} anomalous images have an empty mask; they count for the image metrics, and all "
             "their pixels count as normal."
+        )
+    if any(name.startswith("au_spro_map") for name in result.areas):
+        notes.append(
+            "AU-sPRO was measured on the map, because the dataset stores resized masks only; the official one is "
+            "measured at the size of the images."
         )
     if max(result.pixel_auroc_bound, result.aupro_bound) > BOUND_WORTH_A_NOTE:
         notes.append(
