@@ -25,10 +25,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with ending_well():
         from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
+        from fmad_dist.tracking.registry import named_version
 
         options = EvaluationOptions(
             model=arguments.model,
-            name=arguments.name or arguments.model,
+            name=arguments.name or named_version(arguments.model),
             manifests=arguments.manifest,
             out=arguments.out,
             workers=arguments.workers,
