@@ -19,7 +19,9 @@ from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.regions import SingleDefects
+from fmad_dist.evaluation.speed import Stopwatch
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+from fmad_dist.flow.noise import content_keys
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure
 from fmad_dist.stream.manifest import Sample
@@ -84,9 +86,11 @@ def evaluate_share(
     done: Set[str] = frozenset(),
     partial: PartialStates | None = None,
     files: MapFiles | None = None,
+    watch: Stopwatch | None = None,
 ) -> EvaluationState:
     """The state of this rank's share of the test split without the sample ids that are `done`; `partial` keeps it
-    for the case that the evaluation is killed, `files` are the maps that are written beside.
+    for the case that the evaluation is killed, `files` are the maps that are written beside, `watch` notes where the
+    time goes.
 
     Raises:
         UserError: a test image cannot be read, or its class was never trained on.
@@ -95,13 +99,23 @@ def evaluate_share(
         torch.set_num_threads(1)
     state = EvaluationState(detector.spec.protocol)
     detector.place(device)
-    for batch in own_test_batches(detector, mixture, world, workers, "evaluate", done):
-        for row, scored in zip(batch.rows, scored_images(mixture, batch, detector(batch.images)), strict=True):
-            state.update(scored)
+    watch = watch or Stopwatch(device)
+    for batch in watch.reading(own_test_batches(detector, mixture, world, workers, "evaluate", done)):
+        with watch.phase("features"):
+            x = detector.features(batch.images)
+        with watch.phase("score"):
+            found = detector.score(x, content_keys(batch.images))
+        with watch.phase("metrics"):
+            images = list(scored_images(mixture, batch, found))
+            for scored in images:
+                state.update(scored)
+        with watch.phase("save"):
             if files is not None:
-                files.add(scored, *source_size(_sample(mixture, row)))
-        if batch.ends_shard is not None:
-            _end_shard(batch.ends_shard, state, partial, files)
+                for row, scored in zip(batch.rows, images, strict=True):
+                    files.add(scored, *source_size(_sample(mixture, row)))
+            if batch.ends_shard is not None:
+                _end_shard(batch.ends_shard, state, partial, files)
+        watch.num_images += len(batch.rows)
     if files is not None:
         files.wait()
     return state

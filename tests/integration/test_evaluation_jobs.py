@@ -24,6 +24,17 @@ from fmad_dist.world import World
 pytestmark = pytest.mark.slow
 
 
+TABLES = ("results.json", "results.csv", "scores.csv", "results.md", "results.tex")
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What an evaluation wrote, without what it measured about its own speed."""
+    report = (out / "report.html").read_bytes()
+    found, num_cuts = re.subn(rb"<!-- measured -->.*?<!-- /measured -->", b"", report, flags=re.DOTALL)
+    assert num_cuts == 1
+    return {name: (out / name).read_bytes() for name in TABLES} | {"report.html": found}
+
+
 @pytest.fixture(scope="session")
 def registry(job: Job) -> str:
     return f"sqlite:///{job.root / 'runs' / 'mlflow.db'}"
@@ -35,14 +46,20 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
         out = job.root / f"results-{processes}"
         model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
         fmad("evaluate", *model, "--manifest", job.manifest, "--out", str(out), "--processes", str(processes))
-        names = ("results.json", "results.csv", "scores.csv", "report.html")
-        outputs.append({name: (out / name).read_bytes() for name in names})
+        outputs.append(files(out))
+        speed = json.loads((out / "speed.json").read_text())
+        assert len(speed["processes"]) == processes
+        assert speed["num_images"] == sum(one["num_images"] for one in speed["processes"]) == 27
+        assert (
+            0 < speed["images_per_s_of_a_process"] <= speed["images_per_s"] <= processes * 27 / speed["seconds"]["read"]
+        )
     assert outputs[0] == outputs[1]
     results = json.loads(outputs[0]["results.json"])
     assert sorted(results["classes"]) == ["tiny/bar", "tiny/disc", "tiny/ring"]
     assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
     assert 0.5 < results["mean"]["image_auroc"] <= 1.0
     check_registry(registry, results)
+    assert "models:/fmad/1, now models:/fmad@candidate, MLflow run " in outputs[0]["report.html"].decode()
 
 
 def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
@@ -70,8 +87,9 @@ def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
     before = re.search(r"(\d+) images were scored before", again.stdout)
     assert before is not None
     assert 8 <= int(before[1]) < 27
-    for name in ("results.json", "results.csv", "scores.csv", "report.html"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert files(killed) == files(whole)
+    speed = json.loads((killed / "speed.json").read_text())
+    assert speed["num_images"] == 27 - int(before[1])  # the others were scored by processes that are dead
     assert not (killed / "partial").exists()
     check_maps(whole, killed, zero2)
 
@@ -116,7 +134,8 @@ def check_registry(registry: str, results: dict) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "6"
     assert [m.step for m in client.get_metric_history(version.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    assert {f.path for f in client.list_artifacts(version.run_id, "evaluation")} >= {"evaluation/report.html"}
+    logged = {f.path.removeprefix("evaluation/") for f in client.list_artifacts(version.run_id, "evaluation")}
+    assert logged == {*TABLES, "report.html", "speed.json"}
 
 
 def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:
