@@ -21,6 +21,7 @@ from fmad_dist.evaluation import evaluator
 from fmad_dist.evaluation.map_files import INDEX, ROUNDING, MapFiles, stored_map
 from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.world import World
 
@@ -229,3 +230,13 @@ def test_a_storage_that_refuses_ends_the_evaluation(detector: Detector, mixture:
     (tmp_path / "maps").write_text("a file")
     with pytest.raises(UserError, match="maps"):
         evaluate(detector, mixture, tmp_path, 1)
+
+
+def test_maps_on_object_storage(detector: Detector, mixture: Mixture, tmp_path: Path, moto_bucket: str) -> None:
+    evaluate(detector, mixture, tmp_path, 1)
+    files = MapFiles(f"{moto_bucket}/maps", f"{moto_bucket}/tiff", "0123")
+    files.prepare()
+    evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
+    write_index(files, detector, mixture)
+    store = Store(moto_bucket)
+    assert {name: store.read(name) for name in store.list()} == contents(tmp_path)
