@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -147,11 +148,14 @@ class DiesAfter(Detector):
     def place(self, device: torch.device) -> Detector:
         return self
 
-    def forward(self, images: torch.Tensor) -> Detections:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         if self.left == 0:
             raise Killed
         self.left -= 1
-        return self.inner(images)
+        return self.inner.features(images)
+
+    def score(self, x: torch.Tensor, keys: Sequence[int]) -> Detections:
+        return self.inner.score(x, keys)
 
 
 @pytest.mark.parametrize(("num_batches", "num_done"), [(0, 0), (1, 0), (2, 4), (3, 8)])
