@@ -108,7 +108,7 @@ def export(
 def evaluate(
     model: ModelOption,
     manifest: Annotated[list[str], typer.Option("--manifest", help="URL of a converted dataset; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results.json, CSV files and report.html.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results, tables and report.html.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[scorer.key=value]...", help="Score with other settings than the model's own."),
@@ -116,6 +116,12 @@ def evaluate(
     processes: Processes = 0,
     workers: Annotated[int, typer.Option(help="Reader processes per rank.")] = 0,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds after which scored images are kept.")] = 60.0,
+    maps: Annotated[
+        str | None, typer.Option("--maps", help="URL of a folder for all anomaly maps, as float16 WebDataset tars.")
+    ] = None,
+    tiff: Annotated[
+        str | None, typer.Option("--tiff", help="URL of a folder for all maps as TIFF at the size of the images.")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="Evaluate as others do, to compare with their numbers: ader, dinomaly, flowad.")
     ] = None,
@@ -131,7 +137,7 @@ def evaluate(
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.stream.mixture import Mixture
-    from fmad_dist.tracking.registry import log_evaluation, use_registry
+    from fmad_dist.tracking.registry import log_evaluation, named_version, use_registry
 
     wanted = None if protocol is None else named_protocol(protocol)
     Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
@@ -139,9 +145,10 @@ def evaluate(
     folder = locate_detector(model)
     spec = read_spec(folder)
     override_scorer(spec.scorer, overrides or [])
-    arguments = ["--model", str(folder), "--name", model, "--out", str(out), "--workers", str(workers)]
+    arguments = ["--model", str(folder), "--name", named_version(model), "--out", str(out), "--workers", str(workers)]
     arguments += ["--save-every", str(save_every)]
-    arguments += [] if protocol is None else ["--protocol", protocol]
+    options = (("--maps", maps), ("--tiff", tiff), ("--protocol", protocol))
+    arguments += [word for name, value in options if value for word in (name, value)]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)

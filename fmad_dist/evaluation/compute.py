@@ -15,7 +15,6 @@ from fmad_dist.evaluation.curves import (
     rank_pixels,
     rank_scores,
     roc_curve,
-    spro_curve,
 )
 from fmad_dist.evaluation.histogram import KEY_BITS, PixelHistogram
 from fmad_dist.evaluation.protocol import Protocol
@@ -63,12 +62,12 @@ def class_result(
     values, undefined = _image_metrics(scores)
     pixels = _pixel_figures(histogram, protocol)
     defects = {name: _defect_result(state, scores, name, draws, protocol) for name, draws in of_types.items()}
-    areas = pixels.areas | _means_of_types([defects[name] for name in sorted(state.num_channels)]) | _of_samples(scores)
+    singly = [defects[kind] for (_, kind), found in sorted(state.singly.items()) if found.num_regions]
     num_anomalous = sum(row.label for row in scores)
     metrics = Metrics(**values, **pixels.metrics)
     return ClassResult(
         metrics=metrics,
-        areas=areas,
+        areas=pixels.areas | _means_of_types(singly) | _of_samples(scores),
         intervals=intervals(metrics, draws),
         defects=defects,
         undefined=undefined | pixels.undefined,
@@ -104,11 +103,17 @@ def _defect_result(
     scores = [row for row in scores if row.label == 0 or row.defect_type == defect_type]
     histogram = state.merged_histogram(defect_type)
     pixels = _pixel_figures(histogram, protocol)
-    areas = pixels.areas
-    if state.num_channels.get(defect_type) and not pixels.undefined:
-        areas |= _areas("au_spro", spro_curve(histogram), protocol.spro_limits)
+    areas = pixels.areas | _spro_areas(state, defect_type, protocol)
     metrics = Metrics(**_image_metrics(scores)[0], **pixels.metrics)
     return DefectResult(metrics, areas, intervals(metrics, draws), sum(row.label for row in scores))
+
+
+def _spro_areas(state: ClassState, defect_type: str, protocol: Protocol) -> dict[str, float]:
+    """AU-sPRO where it is defined; under a name of its own where it was measured on the map."""
+    histogram = state.merged_singly(defect_type)
+    if not histogram.num_regions or not rank_pixels(histogram).num_normal:
+        return {}
+    return _areas("au_spro" if state.native else "au_spro_map", pro_curve(histogram), protocol.spro_limits)
 
 
 def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:

@@ -11,19 +11,18 @@ bins as a squared norm that spans ten decades. What it cannot resolve are scores
 probabilities at 0.9999 for example, beside scores near zero; the error bounds in the results show when that matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.regions import REGION_UNIT, Channel, label_regions, saturated_weights
+from fmad_dist.evaluation.regions import REGION_UNIT, Regions, SingleDefects, label_regions, saturated_regions
 
 KEY_BITS = 32
 PENDING_PIXELS = 2**22  # counted in one go; 16 MB
-DENSE_SPAN = 2**22  # a narrower range of keys is counted in an array of that range, a wider one by sorting
 MAX_REGIONS = 2**62 // REGION_UNIT
-NORMAL, ANOMALOUS, WEIGHT, SATURATED = range(4)  # rows of counts
+NORMAL, ANOMALOUS, WEIGHT = range(3)  # rows of counts
 
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
@@ -35,6 +34,68 @@ def ordered_keys(scores: np.ndarray) -> np.ndarray:
     return flips
 
 
+@dataclass(frozen=True, slots=True)
+class MapPixels:
+    """One map ready to be counted: the keys of its normal pixels uint32 [n] and of its anomalous ones uint32 [m], the
+    latter with their region weights int64 [m]."""
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    weights: np.ndarray
+    num_regions: int
+
+    @classmethod
+    def of(cls, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> "MapPixels":
+        """From a finite float32 map [H, W] and its bool mask [H, W], whose connected pixels are the regions."""
+        return cls._of(scores, mask, label_regions(mask, connectivity) if mask.any() else None)
+
+    @classmethod
+    def of_channels(cls, scores: np.ndarray, defects: SingleDefects) -> "MapPixels":
+        """From a finite float32 map [H, W] and single defects of the same size, which are its regions."""
+        mask = defects.union()
+        return cls._of(scores, mask, saturated_regions(scores, mask, defects.channels) if defects.channels else None)
+
+    @classmethod
+    def _of(cls, scores: np.ndarray, mask: np.ndarray, regions: Regions | None) -> "MapPixels":
+        keys = ordered_keys(scores)
+        if regions is None:
+            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64), 0)
+        return cls(keys[~mask], keys[mask], regions.weights, regions.num_regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Occupied bins, compact: `keys` uint32 [n] ascending and `normal` pixels [n]; for the bins at positions `hit` [m]
+    the `anomalous` pixels [m] and their summed region weights `weight` [m]. Counts have the smallest type that fits.
+    """
+
+    keys: np.ndarray
+    normal: np.ndarray
+    hit: np.ndarray
+    anomalous: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def pack(cls, keys: np.ndarray, counts: np.ndarray) -> "Bins":
+        """From keys and counts int64 [3, n] (rows NORMAL, ANOMALOUS, WEIGHT)."""
+        hit = np.flatnonzero(counts[ANOMALOUS])
+        hits = (_narrow(row) for row in counts[ANOMALOUS:, hit])
+        return cls(keys, _narrow(counts[NORMAL]), _narrow(hit), *hits)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Counts int64 [3, n] of normal pixels, anomalous pixels and region weights."""
+        counts = np.zeros((3, self.keys.size), dtype=np.int64)
+        counts[NORMAL] = self.normal
+        counts[ANOMALOUS, self.hit] = self.anomalous
+        counts[WEIGHT, self.hit] = self.weight
+        return counts
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+
 def bin_middles(histogram: "PixelHistogram") -> np.ndarray:
     """The scores float64 [n] in the middle of the occupied bins, ascending; the scores themselves where it is exact."""
     shift = KEY_BITS - histogram.bits
@@ -43,63 +104,7 @@ def bin_middles(histogram: "PixelHistogram") -> np.ndarray:
     return np.where(negative, ~keys, keys ^ np.uint32(0x80000000)).view(np.float32).astype(np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class MapPixels:
-    """One map ready to be counted: the keys of its normal pixels uint32 [n] and of its anomalous ones uint32 [m], the
-    latter with their region and channel weights int64 [2, m]."""
-
-    normal: np.ndarray
-    anomalous: np.ndarray
-    weights: np.ndarray
-    num_regions: int
-
-    @classmethod
-    def of(
-        cls, scores: np.ndarray, mask: np.ndarray, connectivity: int, channels: Sequence[Channel] = ()
-    ) -> "MapPixels":
-        """From a finite float32 map [H, W] and its bool mask [H, W], which the channels, if any, make up."""
-        keys = ordered_keys(scores)
-        if not mask.any():
-            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), np.zeros((2, 0), dtype=np.int64), 0)
-        regions = label_regions(mask, connectivity)
-        weights = np.stack([regions.weights, saturated_weights(scores, mask, channels)])
-        return cls(keys[~mask], keys[mask], weights, regions.num_regions)
-
-
-@dataclass(frozen=True, slots=True)
-class Bins:
-    """Occupied bins, compact: `keys` uint32 [n] ascending and `normal` pixels [n]; for the bins at positions `hit` [m]
-    the `anomalous` pixels [m], their summed region weights `weight` [m] and saturated channel weights `saturated` [m].
-    Counts have the smallest type that fits.
-    """
-
-    keys: np.ndarray
-    normal: np.ndarray
-    hit: np.ndarray
-    anomalous: np.ndarray
-    weight: np.ndarray
-    saturated: np.ndarray
-
-    @classmethod
-    def pack(cls, keys: np.ndarray, counts: np.ndarray) -> "Bins":
-        """From keys and counts int64 [4, n] (rows NORMAL, ANOMALOUS, WEIGHT, SATURATED)."""
-        hit = np.flatnonzero(counts[ANOMALOUS])
-        hits = (_narrow(row) for row in counts[ANOMALOUS:, hit])
-        return cls(keys, _narrow(counts[NORMAL]), _narrow(hit), *hits)
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Counts int64 [4, n] of normal pixels, anomalous pixels, region weights and saturated channel weights."""
-        counts = np.zeros((4, self.keys.size), dtype=np.int64)
-        counts[NORMAL] = self.normal
-        counts[ANOMALOUS, self.hit] = self.anomalous
-        counts[WEIGHT, self.hit] = self.weight
-        counts[SATURATED, self.hit] = self.saturated
-        return counts
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
+Amounts = tuple[int, np.ndarray, np.ndarray | None]  # row of counts, sorted keys [n], an amount each, None = 1
 
 
 class PixelHistogram:
@@ -109,9 +114,8 @@ class PixelHistogram:
         self.max_bins = max_bins
         self.shift = 0
         self.num_regions = 0
-        self._bins = Bins.pack(np.zeros(0, dtype=np.uint32), np.zeros((4, 0), dtype=np.int64))
-        self._pending_normal: list[np.ndarray] = []
-        self._pending_anomalous: list[tuple[np.ndarray, np.ndarray]] = []
+        self._bins = Bins.pack(np.zeros(0, dtype=np.uint32), np.zeros((3, 0), dtype=np.int64))
+        self._pending: list[MapPixels] = []
         self._num_pending = 0
 
     @classmethod
@@ -133,16 +137,18 @@ class PixelHistogram:
         self.settle()
         return KEY_BITS - self.shift
 
-    def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int, channels: Sequence[Channel] = ()) -> None:
-        """Count one finite float32 map [H, W] against its bool mask [H, W], which the channels, if any, make up."""
-        self.count(MapPixels.of(scores, mask, connectivity, channels))
+    def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> None:
+        """Count one finite float32 map [H, W] against its bool mask [H, W]."""
+        self.count(MapPixels.of(scores, mask, connectivity))
+
+    def add_channels(self, scores: np.ndarray, defects: SingleDefects) -> None:
+        """Count one finite float32 map [H, W] against single defects, which are its regions, of the same size."""
+        self.count(MapPixels.of_channels(scores, defects))
 
     def count(self, pixels: MapPixels) -> None:
         """Count the pixels of one map."""
         self._count_regions(pixels.num_regions)
-        self._pending_normal.append(pixels.normal)
-        if pixels.anomalous.size:
-            self._pending_anomalous.append((pixels.anomalous, pixels.weights))
+        self._pending.append(pixels)
         self._num_pending += pixels.normal.size + pixels.anomalous.size
         if self._num_pending >= PENDING_PIXELS:
             self.settle()
@@ -152,30 +158,37 @@ class PixelHistogram:
         theirs = other.bins
         self.settle()
         self._count_regions(other.num_regions)
-        self._absorb(other.shift, theirs.keys, theirs.counts)
+        if not self._bins.keys.size and self.max_bins == other.max_bins:
+            self.shift, self._bins = other.shift, theirs
+        else:
+            self._absorb(other.shift, list(_amounts(theirs)))
 
     def settle(self) -> None:
         """Count the pixels that were added but wait in memory; reading or merging does it too."""
-        if not self._num_pending:
+        if not self._pending:
             return
-        shift = np.uint32(self.shift)
-        parts = [_tally(np.concatenate(self._pending_normal) >> shift)]
-        if self._pending_anomalous:
-            keys = np.concatenate([keys for keys, _ in self._pending_anomalous]) >> shift
-            parts.append(_tally(keys, np.concatenate([weights for _, weights in self._pending_anomalous], axis=1)))
-        self._pending_normal, self._pending_anomalous, self._num_pending = [], [], 0
-        keys, counts = np.concatenate([keys for keys, _ in parts]), np.concatenate([c for _, c in parts], axis=1)
-        self._absorb(self.shift, keys, counts)
+        shift, pending = np.uint32(self.shift), self._pending
+        self._pending, self._num_pending = [], 0
+        normal = np.sort(np.concatenate([pixels.normal for pixels in pending]) >> shift)
+        anomalous = np.concatenate([pixels.anomalous for pixels in pending]) >> shift
+        order = np.argsort(anomalous)
+        anomalous, weights = anomalous[order], np.concatenate([pixels.weights for pixels in pending])[order]
+        parts: list[Amounts] = [(NORMAL, normal, None), (ANOMALOUS, anomalous, None), (WEIGHT, anomalous, weights)]
+        self._absorb(self.shift, parts)
 
-    def _absorb(self, shift: int, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Add counts int64 [4, n] of keys at `shift`, then drop bits until the bins fit."""
+    def _absorb(self, shift: int, parts: list[Amounts]) -> None:
+        """Add what has sorted keys at `shift`, then drop bits until the bins fit."""
         common = max(shift, self.shift)
-        keys = np.concatenate([self._bins.keys >> np.uint32(common - self.shift), keys >> np.uint32(common - shift)])
-        order = np.argsort(keys, kind="stable")  # sorted runs: a linear merge
-        drop, self._bins = fitting_bins(
-            keys[order], np.concatenate([self._bins.counts, counts], axis=1)[:, order], self.max_bins
-        )
-        self.shift = common + drop
+        own = [(row, keys >> np.uint32(common - self.shift), values) for row, keys, values in _amounts(self._bins)]
+        parts = own + [(row, keys >> np.uint32(common - shift), values) for row, keys, values in parts]
+        found = np.sort(np.concatenate([distinct(keys) for row, keys, _ in parts if row != WEIGHT]))
+        drop, keys = fitting_keys(distinct(found), self.max_bins)
+        counts = np.zeros((3, keys.size), dtype=np.int64)
+        for row, own_keys, values in parts:
+            starts = _starts(own_keys >> np.uint32(drop))
+            sums = np.diff(starts, append=own_keys.size) if values is None else _sums(values, starts)
+            counts[row, np.searchsorted(keys, own_keys[starts] >> np.uint32(drop))] += sums
+        self.shift, self._bins = common + drop, Bins.pack(keys, counts)
 
     def _count_regions(self, num_regions: int) -> None:
         self.num_regions += num_regions
@@ -183,47 +196,24 @@ class PixelHistogram:
             raise UserError(f"masks: more than {MAX_REGIONS} defect regions in one class; check the mask files.")
 
 
-def fitting_bins(keys: np.ndarray, counts: np.ndarray, max_bins: int) -> tuple[int, Bins]:
-    """How many low bits of the keys must go, and the at most `max_bins` bins of sorted keys and counts int64 [4, n]."""
+def fitting_keys(keys: np.ndarray, max_bins: int) -> tuple[int, np.ndarray]:
+    """How many low bits of sorted distinct keys must go for at most `max_bins` to remain, and what remains."""
     drop = 0
-    while _num_distinct(keys >> np.uint32(drop)) > max_bins:
-        drop += 1
-    return drop, Bins.pack(*_join_equal(keys >> np.uint32(drop), counts))
+    while keys.size > max_bins:
+        keys, drop = distinct(keys >> np.uint32(1)), drop + 1
+    return drop, keys
 
 
-def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct keys and counts int64 [4, n] of pixels: normal ones without weights, anomalous ones with their
-    region and channel weights int64 [2, pixels].
-    """
-    if weights is None and keys.size and keys.max() - keys.min() < DENSE_SPAN:
-        return _tally_dense(keys)
-    if weights is None:
-        keys = np.sort(keys)
-    else:
-        order = np.argsort(keys, kind="stable")
-        keys, weights = keys[order], weights[:, order]
-    starts = _starts(keys)
-    counts = np.zeros((4, starts.size), dtype=np.int64)
-    counts[NORMAL if weights is None else ANOMALOUS] = np.diff(starts, append=keys.size)
-    if weights is not None:
-        counts[WEIGHT:] = np.add.reduceat(weights, starts, axis=1)
-    return keys[starts], counts
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """The distinct values of sorted keys."""
+    return keys[_starts(keys)]
 
 
-def _tally_dense(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low = keys.min()
-    pixels = np.bincount(keys - low)
-    occupied = np.flatnonzero(pixels)
-    counts = np.zeros((4, occupied.size), dtype=np.int64)
-    counts[NORMAL] = pixels[occupied]
-    return occupied.astype(np.uint32) + low, counts
-
-
-def _join_equal(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    starts = _starts(keys)
-    if starts.size == keys.size:
-        return keys, counts
-    return keys[starts], np.add.reduceat(counts, starts, axis=1)
+def _amounts(bins: Bins) -> Iterator[Amounts]:
+    hits = bins.keys[bins.hit]
+    yield NORMAL, bins.keys, bins.normal
+    yield ANOMALOUS, hits, bins.anomalous
+    yield WEIGHT, hits, bins.weight
 
 
 def _starts(keys: np.ndarray) -> np.ndarray:
@@ -231,8 +221,9 @@ def _starts(keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([np.ones(min(keys.size, 1), dtype=bool), keys[1:] != keys[:-1]]))
 
 
-def _num_distinct(keys: np.ndarray) -> int:
-    return int(np.count_nonzero(keys[1:] != keys[:-1])) + min(keys.size, 1)
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums int64 of the values from each start to the next."""
+    return np.add.reduceat(values, starts, dtype=np.int64) if starts.size < values.size else values.astype(np.int64)
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmad_dist.evaluation.histogram import ANOMALOUS, NORMAL, WEIGHT, Bins, MapPixels, fitting_bins
+from fmad_dist.evaluation.histogram import ANOMALOUS, NORMAL, WEIGHT, Bins, MapPixels, fitting_keys
 from fmad_dist.evaluation.regions import REGION_UNIT
 
 IMAGE_BINS = 512  # about 3 KB per image
@@ -40,14 +40,16 @@ def image_pixels(pixels: MapPixels) -> ImagePixels:
         slots = (keys >> np.uint32(shift)) - np.uint32(first)
         return np.bincount(slots, weights, minlength=span).astype(np.int64)
 
-    counts = np.zeros((4, span), dtype=np.int64)
+    counts = np.zeros((3, span), dtype=np.int64)
     counts[NORMAL] = tally(pixels.normal)
     if pixels.anomalous.size:
         counts[ANOMALOUS] = tally(pixels.anomalous)
-        counts[WEIGHT] = tally(pixels.anomalous, pixels.weights[0] * (IMAGE_REGION_UNIT / REGION_UNIT))
+        counts[WEIGHT] = tally(pixels.anomalous, pixels.weights * (IMAGE_REGION_UNIT / REGION_UNIT))
     occupied = np.flatnonzero(counts[NORMAL] + counts[ANOMALOUS])
-    drop, bins = fitting_bins(occupied.astype(np.uint32) + np.uint32(first), counts[:, occupied], IMAGE_BINS)
-    return ImagePixels(shift + drop, bins)
+    found = occupied.astype(np.uint32) + np.uint32(first)
+    drop, keys = fitting_keys(found, IMAGE_BINS)
+    starts = np.searchsorted(found >> np.uint32(drop), keys)
+    return ImagePixels(shift + drop, Bins.pack(keys, np.add.reduceat(counts[:, occupied], starts, axis=1)))
 
 
 def pixel_table(images: Sequence[ImagePixels]) -> np.ndarray:
@@ -56,18 +58,15 @@ def pixel_table(images: Sequence[ImagePixels]) -> np.ndarray:
     """
     shift = max(image.shift for image in images)
     keys = [image.bins.keys >> np.uint32(shift - image.shift) for image in images]
-    distinct = np.unique(np.concatenate(keys))
-    drop = 0
-    while distinct.size > CLASS_BINS:
-        distinct, drop = np.unique(distinct >> np.uint32(1)), drop + 1
-    table = np.zeros((3, len(images), distinct.size))
+    drop, common = fitting_keys(np.unique(np.concatenate(keys)), CLASS_BINS)
+    table = np.zeros((3, len(images), common.size))
     for row, own, image in zip(table.swapaxes(0, 1), keys, images, strict=True):
-        places = distinct.size - 1 - np.searchsorted(distinct, own >> np.uint32(drop))
+        places = common.size - 1 - np.searchsorted(common, own >> np.uint32(drop))
         bins = image.bins
         for counts, at, values in (
             (row[NORMAL], places, bins.normal),
             (row[ANOMALOUS], places[bins.hit], bins.anomalous),
             (row[WEIGHT], places[bins.hit], bins.weight),
         ):
-            counts += np.bincount(at, values, minlength=distinct.size)
+            counts += np.bincount(at, values, minlength=common.size)
     return table

@@ -3,7 +3,8 @@
     <out>/partial/<key>/base.state      what earlier starts scored, merged
     <out>/partial/<key>/rank-...state   what a rank of the present start has scored
 A state goes into the base before its file is removed; a file whose images are in the base already is one that a kill
-left between the two. The key stands for model, scorer, protocol and test data, so nothing else is ever continued.
+left between the two. The key stands for model, scorer, protocol, test data and where maps go, so nothing else is ever
+continued.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import json
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,11 +53,15 @@ class PartialStates:
             self.store.remove_all([name for name in names if name != BASE])
         return found
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved >= self.save_s
+
     def save(self, state: EvaluationState) -> None:
-        """Write this rank's state if it is time to."""
-        if time.monotonic() - self._saved >= self.save_s:
-            self.store.write(self.name, state.to_bytes())
-            self._saved = time.monotonic()
+        """Write this rank's state, which holds whole shards of the test split."""
+        self.store.write(self.name, state.to_bytes())
+        self._saved = time.monotonic()
 
     def clear(self) -> None:
         """Remove the files of this evaluation, when its results are written."""
@@ -64,10 +70,11 @@ class PartialStates:
             self.folder.rmdir()
 
 
-def evaluation_key(detector: Detector, mixture: Mixture) -> str:
-    """Stands for everything that the scores depend on."""
+def evaluation_key(detector: Detector, mixture: Mixture, outputs: Sequence[str | None] = ()) -> str:
+    """Stands for everything that the scores depend on, and for what else is written of every image."""
     facts = {
         "detector": detector.spec.model_dump(mode="json"),
         "manifests": [dataset.manifest.digest for dataset in mixture.datasets],
+        "outputs": list(outputs),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

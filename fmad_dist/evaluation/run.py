@@ -1,19 +1,25 @@
 """A whole evaluation: load the detector, score on all ranks, write results, report and tracking on the main one."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+
 from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector
-from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
+from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
+from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.protocol import named_protocol
-from fmad_dist.evaluation.report.html import write_report
+from fmad_dist.evaluation.provenance import configuration, provenance
+from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
+from fmad_dist.evaluation.report.tables import write_tables
 from fmad_dist.evaluation.results import Results, write_results
+from fmad_dist.evaluation.speed import Speed, Stopwatch, speed_of, write_speed
 from fmad_dist.evaluation.state import EvaluationState
-from fmad_dist.networks.build import describe_network
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
@@ -33,13 +39,15 @@ class EvaluationOptions:
     save_s: float = 60.0  # between two writes of what a rank has scored, to go on from after a kill
     overrides: Sequence[str] = ()  # scorer.key=value
     protocol: str | None = None  # name of another protocol than the detector's
+    maps: str | None = None  # URL of a folder for all anomaly maps in tars
+    tiff: str | None = None  # the same as a tree of TIFFs
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     """Every rank calls; the main rank returns the results, the others None.
 
     Raises:
-        UserError: the model or a manifest cannot be read, or a test image cannot be scored.
+        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written.
     """
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
@@ -47,41 +55,63 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     if options.protocol is not None:
         detector.with_protocol(named_protocol(options.protocol))
     world.join(timeout=LONGEST_WAIT)
-    partial = PartialStates(options.out, evaluation_key(detector, mixture), world.rank, options.save_s)
+    key = evaluation_key(detector, mixture, (options.maps, options.tiff))
+    partial = PartialStates(options.out, key, world.rank, options.save_s)
+    files = MapFiles(options.maps, options.tiff, evaluation_key(detector, mixture))
+    if world.is_main:
+        files.prepare()
+        _tell_what_is_approximate(mixture)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
         print(f"{len(done)} images were scored before; going on with the others", flush=True)
-    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial)
+    watch = Stopwatch(world.device)
+    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial, files, watch)
+    shares = gather_objects(watch.stop())
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
         return None
+    start = time.perf_counter()
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
-    _write(options, detector, mixture, merged, results)
+    shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
+    files.write_index(shards, options.name, detector.spec.protocol)
+    speed = speed_of(shares, time.perf_counter() - start, world.device)
+    _write(options, detector, mixture, merged, results, speed)
     partial.clear()
     return results
 
 
+def _tell_what_is_approximate(mixture: Mixture) -> None:
+    for dataset in mixture.datasets:
+        if dataset.manifest.mask_semantics == "channel" and not dataset.stores_native_masks:
+            print(
+                f"{dataset.name}: only resized masks are stored, so AU-sPRO is measured on the map (au_spro_map); "
+                "convert the dataset again for the official one, which is measured at the size of the images",
+                flush=True,
+            )
+
+
 def _write(
-    options: EvaluationOptions, detector: Detector, mixture: Mixture, state: EvaluationState, results: Results
+    options: EvaluationOptions,
+    detector: Detector,
+    mixture: Mixture,
+    state: EvaluationState,
+    results: Results,
+    speed: Speed,
 ) -> None:
     write_results(results, options.out)
-    spec = detector.spec
-    trained_on = ", ".join(f"{name} {digest[:12]}" for name, digest in spec.manifest_digests.items())
-    facts = {
-        "Model": options.name,
-        "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
-        "Network evaluations per image": str(detector.scorer.evaluations),
-        "Network": describe_network(spec.network),
-        "Objective": f"path {spec.objective.path}, coupling {spec.objective.coupling}",
-        "Backbone": f"{spec.features.backbone} (weights {spec.backbone_digest[:12]})",
-        "Training steps": str(spec.train_step),
-        "Trained on": trained_on,
-        "Tested on": ", ".join(f"{d.name} {d.manifest.digest[:12]}" for d in mixture.datasets),
-        "Licences": ", ".join(f"{name}: {licence}" for name, licence in spec.licences.items()),
-    }
-    write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
+    write_speed(speed, options.out)
+    write_tables(results, options.out)
+    write_report(
+        results,
+        state,
+        options.out / REPORT_NAME,
+        title="fmad evaluation",
+        facts=provenance(detector, mixture, options.name),
+        configuration=configuration(detector.spec),
+        speed=speed,
+    )
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:

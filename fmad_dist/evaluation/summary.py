@@ -17,7 +17,11 @@ COLUMNS = {
     "aupro": "AUPRO",
 }
 
-AREAS = {"au_spro@0.05": "AU-sPRO .05", "sample_auroc": "S-AUROC"}  # shown where a benchmark has it
+AREAS = {  # shown where a benchmark has it
+    "au_spro@0.05": "AU-sPRO .05",
+    "au_spro_map@0.05": "AU-sPRO .05 on the map",
+    "sample_auroc": "S-AUROC",
+}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

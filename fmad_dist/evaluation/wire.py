@@ -14,9 +14,9 @@ from fmad_dist.evaluation.image_pixels import ImagePixels
 from fmad_dist.evaluation.panels import Panel, PanelBoard
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import ScoreRow
-from fmad_dist.evaluation.state import ClassState, EvaluationState
+from fmad_dist.evaluation.state import ClassState, EvaluationState, Histograms
 
-FORMAT = "fmad-evaluation/3"
+FORMAT = "fmad-evaluation/4"
 HEADER = "header"
 
 
@@ -47,10 +47,6 @@ def decode_state(data: bytes) -> EvaluationState:
 
 
 def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    kinds = sorted(state.histograms)
-    for i, kind in enumerate(kinds):
-        bins = state.histograms[kind].bins
-        arrays |= {f"{place}.kind{i}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
     rows = sorted(state.scores.values())
     arrays[f"{place}.score"] = np.array([row.score for row in rows], dtype=np.float64)
     arrays |= _encode_pixels([state.pixels[row.sample_id] for row in rows], f"{place}.pixels")
@@ -61,8 +57,9 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         arrays[f"{place}.panel{i}.mask"] = np.frombuffer(panel.mask, dtype=np.uint8)
     return {
         "name": name,
-        "kinds": [[*kind, state.histograms[kind].shift, state.histograms[kind].num_regions] for kind in kinds],
-        "num_channels": state.num_channels,
+        "kinds": _encode_histograms(state.histograms, f"{place}.kind", arrays),
+        "singly": _encode_histograms(state.singly, f"{place}.singly", arrays),
+        "native": state.native,
         "num_empty_masks": state.num_empty_masks,
         "rows": [[row.sample_id, row.label, row.defect_type, row.group, row.map_sum] for row in rows],
         "panels": [panel.sample_id for panel in panels],
@@ -72,11 +69,9 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
 def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarray], state: EvaluationState) -> None:
     target = state.class_state(entry["name"])
     target.num_empty_masks = entry["num_empty_masks"]
-    target.num_channels = entry["num_channels"]
-    for i, (label, defect_type, shift, num_regions) in enumerate(entry["kinds"]):
-        bins = Bins(**{column.name: arrays[f"{place}.kind{i}.{column.name}"] for column in fields(Bins)})
-        restored = PixelHistogram.restore(target.max_bins, shift, num_regions, bins)
-        target.histograms[label, defect_type] = restored
+    target.native = entry["native"]
+    target.histograms = _decode_histograms(entry["kinds"], f"{place}.kind", arrays, target.max_bins)
+    target.singly = _decode_histograms(entry["singly"], f"{place}.singly", arrays, target.max_bins)
     scores, pixels = arrays[f"{place}.score"].tolist(), _decode_pixels(f"{place}.pixels", arrays)
     for (sample_id, label, defect_type, *more), score, own in zip(entry["rows"], scores, pixels, strict=True):
         state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score, *more))
@@ -85,8 +80,26 @@ def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarra
     target.board = PanelBoard(_decode_panel(row, f"{place}.panel{i}", arrays) for i, row in enumerate(rows))
 
 
+def _encode_histograms(histograms: Histograms, place: str, arrays: dict[str, np.ndarray]) -> list[list[Any]]:
+    """Label, defect type, shift and number of regions of each; its bins go to `arrays`."""
+    found = []
+    for i, (kind, histogram) in enumerate(sorted(histograms.items())):
+        bins = histogram.bins
+        arrays |= {f"{place}{i}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
+        found.append([*kind, histogram.shift, histogram.num_regions])
+    return found
+
+
+def _decode_histograms(entry: list[list[Any]], place: str, arrays: dict[str, np.ndarray], max_bins: int) -> Histograms:
+    found: Histograms = {}
+    for i, (label, defect_type, shift, num_regions) in enumerate(entry):
+        bins = Bins(**{column.name: arrays[f"{place}{i}.{column.name}"] for column in fields(Bins)})
+        found[label, defect_type] = PixelHistogram.restore(max_bins, shift, num_regions, bins)
+    return found
+
+
 def _encode_pixels(images: list[ImagePixels], place: str) -> dict[str, np.ndarray]:
-    """The columns of all images end to end, with the number of bins and of hit bins of each."""
+    """The columns of all images end to end, with the shift, the number of bins and that of hit bins of each."""
     sizes = [[image.shift, image.bins.keys.size, image.bins.hit.size] for image in images]
     columns = {c.name: [getattr(image.bins, c.name) for image in images] for c in fields(Bins)}
     return {f"{place}.sizes": np.array(sizes, dtype=np.uint32).reshape(-1, 3)} | {
@@ -96,9 +109,9 @@ def _encode_pixels(images: list[ImagePixels], place: str) -> dict[str, np.ndarra
 
 def _decode_pixels(place: str, arrays: dict[str, np.ndarray]) -> list[ImagePixels]:
     shifts, sizes, hits = arrays[f"{place}.sizes"].T.astype(np.int64)
-    ends = {c.name: np.cumsum(sizes if c.name in ("keys", "normal") else hits)[:-1] for c in fields(Bins)}
     if not shifts.size:
         return []
+    ends = {c.name: np.cumsum(sizes if c.name in ("keys", "normal") else hits)[:-1] for c in fields(Bins)}
     columns = [np.split(arrays[f"{place}.{name}"], ends[name]) for name in ends]
     return [ImagePixels(int(shift), Bins(*own)) for shift, *own in zip(shifts, *columns, strict=True)]
 
