@@ -20,7 +20,7 @@ from fmad_dist.evaluation.image_pixels import ImagePixels, pixel_table
 from fmad_dist.evaluation.results import Metrics, ScoreRow
 
 DRAWS = 1000
-BLOCK = 100  # draws that are computed together: bounds memory and fits caches
+BLOCK = 250  # draws that are computed together: bounds memory and fits caches
 PERCENTILES = (2.5, 97.5)
 Draws = dict[str, np.ndarray]  # metric -> float64 [DRAWS], deviations from the value of all images
 Intervals = dict[str, tuple[float, float]]

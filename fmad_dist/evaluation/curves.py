@@ -136,8 +136,10 @@ def best_f1(ranked: RankedCounts) -> tuple[float, int]:
 
 def rate_curve(normal: np.ndarray, height: np.ndarray) -> Curve:
     """The curve of cumulative amounts [..., n], each as a share of its last."""
-    start = [(0, 0)] * (normal.ndim - 1) + [(1, 0)]
-    return Curve(np.pad(normal / normal[..., -1:], start), np.pad(height / height[..., -1:], start))
+    fpr, shares = np.zeros((2, *normal.shape[:-1], normal.shape[-1] + 1))
+    np.divide(normal, normal[..., -1:], out=fpr[..., 1:])
+    np.divide(height, height[..., -1:], out=shares[..., 1:])
+    return Curve(fpr, shares)
 
 
 def _from_the_top(ascending: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ bins as a squared norm that spans ten decades. What it cannot resolve are scores
 probabilities at 0.9999 for example, beside scores near zero; the error bounds in the results show when that matters.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -104,7 +103,7 @@ def bin_middles(histogram: "PixelHistogram") -> np.ndarray:
     return np.where(negative, ~keys, keys ^ np.uint32(0x80000000)).view(np.float32).astype(np.float64)
 
 
-Amounts = tuple[int, np.ndarray, np.ndarray | None]  # row of counts, sorted keys [n], an amount each, None = 1
+Amounts = tuple[np.ndarray, dict[int, np.ndarray | None]]  # sorted keys [n], and per row of counts what each adds, or 1
 
 
 class PixelHistogram:
@@ -161,7 +160,7 @@ class PixelHistogram:
         if not self._bins.keys.size and self.max_bins == other.max_bins:
             self.shift, self._bins = other.shift, theirs
         else:
-            self._absorb(other.shift, list(_amounts(theirs)))
+            self._absorb(other.shift, _amounts(theirs))
 
     def settle(self) -> None:
         """Count the pixels that were added but wait in memory; reading or merging does it too."""
@@ -172,22 +171,21 @@ class PixelHistogram:
         normal = np.sort(np.concatenate([pixels.normal for pixels in pending]) >> shift)
         anomalous = np.concatenate([pixels.anomalous for pixels in pending]) >> shift
         order = np.argsort(anomalous)
-        anomalous, weights = anomalous[order], np.concatenate([pixels.weights for pixels in pending])[order]
-        parts: list[Amounts] = [(NORMAL, normal, None), (ANOMALOUS, anomalous, None), (WEIGHT, anomalous, weights)]
-        self._absorb(self.shift, parts)
+        weights = np.concatenate([pixels.weights for pixels in pending])[order]
+        self._absorb(self.shift, [(normal, {NORMAL: None}), (anomalous[order], {ANOMALOUS: None, WEIGHT: weights})])
 
     def _absorb(self, shift: int, parts: list[Amounts]) -> None:
         """Add what has sorted keys at `shift`, then drop bits until the bins fit."""
         common = max(shift, self.shift)
-        own = [(row, keys >> np.uint32(common - self.shift), values) for row, keys, values in _amounts(self._bins)]
-        parts = own + [(row, keys >> np.uint32(common - shift), values) for row, keys, values in parts]
-        found = np.sort(np.concatenate([distinct(keys) for row, keys, _ in parts if row != WEIGHT]))
-        drop, keys = fitting_keys(distinct(found), self.max_bins)
+        parts = [(keys >> np.uint32(common - shift), rows) for keys, rows in parts]
+        parts += [(keys >> np.uint32(common - self.shift), rows) for keys, rows in _amounts(self._bins)]
+        drop, keys = fitting_keys(distinct(np.sort(np.concatenate([distinct(own) for own, _ in parts]))), self.max_bins)
         counts = np.zeros((3, keys.size), dtype=np.int64)
-        for row, own_keys, values in parts:
-            starts = _starts(own_keys >> np.uint32(drop))
-            sums = np.diff(starts, append=own_keys.size) if values is None else _sums(values, starts)
-            counts[row, np.searchsorted(keys, own_keys[starts] >> np.uint32(drop))] += sums
+        for own, rows in parts:
+            starts = np.flatnonzero(_begins(own >> np.uint32(drop)))
+            places = np.searchsorted(keys, own[starts] >> np.uint32(drop))
+            for row, values in rows.items():
+                counts[row, places] += np.diff(starts, append=own.size) if values is None else _sums(values, starts)
         self.shift, self._bins = common + drop, Bins.pack(keys, counts)
 
     def _count_regions(self, num_regions: int) -> None:
@@ -200,25 +198,28 @@ def fitting_keys(keys: np.ndarray, max_bins: int) -> tuple[int, np.ndarray]:
     """How many low bits of sorted distinct keys must go for at most `max_bins` to remain, and what remains."""
     drop = 0
     while keys.size > max_bins:
-        keys, drop = distinct(keys >> np.uint32(1)), drop + 1
+        at_least = (-(-keys.size // max_bins) - 1).bit_length()  # a bit less at most halves the number of keys
+        keys, drop = distinct(keys >> np.uint32(at_least)), drop + at_least
     return drop, keys
 
 
 def distinct(keys: np.ndarray) -> np.ndarray:
     """The distinct values of sorted keys."""
-    return keys[_starts(keys)]
+    return keys[_begins(keys)]
 
 
-def _amounts(bins: Bins) -> Iterator[Amounts]:
-    hits = bins.keys[bins.hit]
-    yield NORMAL, bins.keys, bins.normal
-    yield ANOMALOUS, hits, bins.anomalous
-    yield WEIGHT, hits, bins.weight
+def _amounts(bins: Bins) -> list[Amounts]:
+    return [
+        (bins.keys, {NORMAL: bins.normal}),
+        (bins.keys[bins.hit], {ANOMALOUS: bins.anomalous, WEIGHT: bins.weight}),
+    ]
 
 
-def _starts(keys: np.ndarray) -> np.ndarray:
-    """Positions in sorted keys where a new value begins."""
-    return np.flatnonzero(np.concatenate([np.ones(min(keys.size, 1), dtype=bool), keys[1:] != keys[:-1]]))
+def _begins(keys: np.ndarray) -> np.ndarray:
+    """Whether a new value begins, at each of sorted keys."""
+    begins = np.ones(keys.size, dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=begins[1:])
+    return begins
 
 
 def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 from fmad_dist.evaluation.histogram import ANOMALOUS, NORMAL, WEIGHT, Bins, MapPixels, fitting_keys
 from fmad_dist.evaluation.regions import REGION_UNIT
 
-IMAGE_BINS = 512  # about 3 KB per image
-CLASS_BINS = 1024
+IMAGE_BINS = 256  # about 1.5 KB per image
+CLASS_BINS = 512
 RANGE_BITS = 14  # resolution to begin with: 2^14 equal ranges of keys between an image's lowest and highest score
 UNIT_BITS = 20
 IMAGE_REGION_UNIT = 2**UNIT_BITS  # weight of one region: sums of many images stay exact in float64

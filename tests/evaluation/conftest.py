@@ -15,7 +15,7 @@ MakeScored = Callable[..., ScoredImage]
 def few_draws() -> Iterator[None]:
     """Bootstraps in these tests are small, because many tests compute results."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "DRAWS", 300)
+        patch.setattr(bootstrap, "DRAWS", 250)
         yield
 
 

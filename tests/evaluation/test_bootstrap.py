@@ -67,23 +67,20 @@ def test_image_metrics_of_every_draw_are_what_scikit_learn_says(monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["smooth", "exponential", "likelihood", "tied", "clipped", "tiny"])
 def test_pixel_metrics_of_every_draw_are_those_of_the_repeated_maps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few bins take ties for mixed scores, which average precision notices."""
-    taken = drawn_images(monkeypatch, 10)
-    maps, masks = smooth_maps(num_maps=12, size=64, seed=3)
+    """What few bins miss is a small part of how far the draws lie apart."""
+    taken = drawn_images(monkeypatch, 12)
+    maps, masks = smooth_maps(num_maps=18, size=64, seed=3)
     maps = TRANSFORMS[name](maps)
     labels = masks.any(axis=(1, 2)).astype(int)
     rows = rows_of(maps.max(axis=(1, 2)), labels)
     draws, _ = class_draws(rows, pixels_of(rows, maps, masks), 0.3)
-    normal, anomalous = taken
-    repeats = np.zeros((10, 12), dtype=int)
-    repeats[:, labels == 0], repeats[:, labels == 1] = normal, anomalous
-    whole = exact_metrics(maps, masks)
-    for draw in range(10):
-        image = np.repeat(np.arange(12), repeats[draw])
-        auroc, ap, _, aupro = exact_metrics(maps[image], masks[image]) - whole
-        assert draws["pixel_auroc"][draw] == pytest.approx(auroc, abs=3e-4)
-        assert draws["pixel_ap"][draw] == pytest.approx(ap, abs=1e-2 if name == "tied" else 3e-3)
-        assert draws["aupro"][draw] == pytest.approx(aupro, abs=3e-3)
+    repeats = np.zeros((12, 18), dtype=int)
+    repeats[:, labels == 0], repeats[:, labels == 1] = taken
+    images = [np.repeat(np.arange(18), repeats[draw]) for draw in range(12)]
+    exact = np.array([exact_metrics(maps[image], masks[image]) for image in images]) - exact_metrics(maps, masks)
+    for metric, expected in zip(("pixel_auroc", "pixel_ap", "aupro"), exact[:, [0, 1, 3]].T, strict=True):
+        assert np.abs(draws[metric] - expected).max() < 0.15 * expected.std(), metric
+        assert np.abs(draws[metric] - expected).mean() < 0.06 * expected.std(), metric
 
 
 def test_intervals_do_not_depend_on_the_order_and_hold_the_true_value_about_as_often_as_they_say() -> None:
