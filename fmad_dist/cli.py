@@ -122,6 +122,9 @@ def evaluate(
     tiff: Annotated[
         str | None, typer.Option("--tiff", help="URL of a folder for all maps as TIFF at the size of the images.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Evaluate as others do, to compare with their numbers: ader, dinomaly, flowad.")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report.
@@ -130,11 +133,13 @@ def evaluate(
     """
     from fmad_dist.config_files import override_scorer
     from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.evaluation.protocol import named_protocol
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.stream.mixture import Mixture
     from fmad_dist.tracking.registry import log_evaluation, named_version, use_registry
 
+    wanted = None if protocol is None else named_protocol(protocol)
     Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
     use_registry(tracking_uri)
     folder = locate_detector(model)
@@ -143,10 +148,12 @@ def evaluate(
     arguments = ["--model", str(folder), "--name", named_version(model), "--out", str(out), "--workers", str(workers)]
     arguments += ["--save-every", str(save_every)]
     arguments += [word for name, url in (("--maps", maps), ("--tiff", tiff)) if url for word in (name, url)]
+    arguments += [] if protocol is None else ["--protocol", protocol]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)
-    if not overrides:  # other scorers are experiments, not the registered model's quality
+    used = wanted or spec.protocol
+    if not overrides and used == spec.protocol and not used.biased:  # else an experiment, not the model's quality
         log_evaluation(model, out)
 
 

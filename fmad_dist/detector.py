@@ -139,6 +139,14 @@ class Detector(nn.Module):
             self.thresholds = torch.full_like(self.thresholds, float("inf"))
         return self
 
+    def with_protocol(self, protocol: Protocol) -> "Detector":
+        """The same detector with another protocol for its maps and image scores; its thresholds no longer apply and
+        become infinite. What a fusion knows about its parts stays."""
+        if protocol != self.spec.protocol:
+            self.spec = self.spec.model_copy(update={"protocol": protocol, "calibration": None})
+            self.thresholds = torch.full_like(self.thresholds, float("inf"))
+        return self
+
     def sibling(self, scorer: ScorerConfig) -> "Detector":
         """Another detector of the same tensors with another scorer, not calibrated.
 

@@ -68,7 +68,7 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
         "Network": describe_network(spec.network),
         "Features": f"{spec.features.backbone}, {features_per_s:.1f} images/s per process",
         "Training": f"{spec.train_step} steps",
-        "Protocol": spec.protocol.name,
+        "Protocol": spec.protocol.title,
         "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
         f"torch {torch.__version__}",
     }
@@ -123,6 +123,6 @@ def _beside_published(rows: Sequence[Row]) -> list[str]:
         origin: Origin = "peer" if PEER_MARK in row.title else "ours"
         for dataset, mean in row.results.datasets.items():
             if published_rows(dataset):
-                found = measured_row(dataset, mean, row.results.protocol.name, row.title, origin)
+                found = measured_row(dataset, mean, row.results.protocol.title, row.title, origin)
                 measured.setdefault(dataset, []).append(found)
     return [markdown(grid) for grid in benchmark_grids(benchmark_tables(measured))]

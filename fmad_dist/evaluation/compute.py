@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from fmad_dist.evaluation.bootstrap import Draws, draw_metrics, intervals, mean_draws
+from fmad_dist.evaluation.bootstrap import Draws, class_draws, intervals, mean_draws
 from fmad_dist.evaluation.curves import (
     Curve,
     average_precision,
@@ -28,13 +28,20 @@ from fmad_dist.evaluation.results import (
     Results,
     ScoreRow,
 )
+from fmad_dist.evaluation.set_scores import final_rows
 from fmad_dist.evaluation.state import ClassState, dataset_of
+from fmad_dist.evaluation.strips import strip_metrics
 
 
 def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Results:
     """The metrics of every class, the mean per dataset and the mean over all classes."""
-    draws = {name: draw_metrics(list(state.scores.values())) for name, state in states.items()}
-    classes = {name: class_result(state, draws[name], protocol) for name, state in sorted(states.items())}
+    rows, draws, classes = final_rows(states, protocol), {}, {}
+    for name, own in rows.items():
+        draws[name], of_types = class_draws(own, states[name].pixels, protocol.fpr_limit)
+        for found in (draws[name], *of_types.values()):
+            for metric in protocol.estimated & found.keys():  # draws are of the exact metric
+                del found[metric]
+        classes[name] = class_result(states[name], own, draws[name], of_types, protocol)
     of_dataset: dict[str, list[str]] = {}
     for name in classes:
         of_dataset.setdefault(dataset_of(name), []).append(name)
@@ -43,23 +50,26 @@ def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Result
         for dataset, names in sorted(of_dataset.items())
     }
     mean = mean_result(list(classes.values()), [draws[name] for name in classes])
-    scores = tuple(sorted(row for state in states.values() for row in state.scores.values()))
+    scores = tuple(sorted(row for own in rows.values() for row in own))
     return Results(protocol, classes, datasets, mean, scores)
 
 
-def class_result(state: ClassState, draws: Draws, protocol: Protocol) -> ClassResult:
-    """All metrics of one class."""
-    scores, histogram = list(state.scores.values()), state.merged_histogram()
+def class_result(
+    state: ClassState, scores: Sequence[ScoreRow], draws: Draws, of_types: dict[str, Draws], protocol: Protocol
+) -> ClassResult:
+    """All metrics of one class, with the draws for its intervals and for those of its types of defect."""
+    histogram = state.merged_histogram()
     values, undefined = _image_metrics(scores)
     pixels = _pixel_figures(histogram, protocol)
-    areas = pixels.areas
-    defects = {name: _defect_result(state, name, protocol) for name in _defect_types(state)}
-    areas |= _means_of_types([defects[kind] for (_, kind), found in sorted(state.singly.items()) if found.num_regions])
+    defects = {name: _defect_result(state, scores, name, draws, protocol) for name, draws in of_types.items()}
+    singly = [defects[kind] for (_, kind), found in sorted(state.singly.items()) if found.num_regions]
+    areas = pixels.areas | _means_of_types(singly) | _of_samples(scores)
     num_anomalous = sum(row.label for row in scores)
+    metrics = Metrics(**values, **pixels.metrics)
     return ClassResult(
-        metrics=Metrics(**values, **pixels.metrics),
+        metrics=metrics,
         areas=areas,
-        intervals=intervals(draws),
+        intervals=intervals(metrics, draws),
         defects=defects,
         undefined=undefined | pixels.undefined,
         num_images=len(scores),
@@ -84,19 +94,19 @@ def mean_result(classes: Sequence[ClassResult], draws: Sequence[Draws]) -> MeanR
             undefined[name] = column.size - defined.size
     areas = _mean_areas([result.areas for result in classes])
     num_images = sum(result.num_images for result in classes)
-    return MeanResult(Metrics(**means), areas, intervals(mean_draws(draws)), undefined, len(classes), num_images)
+    metrics = Metrics(**means)
+    return MeanResult(metrics, areas, intervals(metrics, mean_draws(draws)), undefined, len(classes), num_images)
 
 
-def _defect_types(state: ClassState) -> list[str]:
-    return sorted({defect_type for label, defect_type in state.histograms if label == 1})
-
-
-def _defect_result(state: ClassState, defect_type: str, protocol: Protocol) -> DefectResult:
-    scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
+def _defect_result(
+    state: ClassState, scores: Sequence[ScoreRow], defect_type: str, draws: Draws, protocol: Protocol
+) -> DefectResult:
+    scores = [row for row in scores if row.label == 0 or row.defect_type == defect_type]
     histogram = state.merged_histogram(defect_type)
     pixels = _pixel_figures(histogram, protocol)
     areas = pixels.areas | _spro_areas(state, defect_type, protocol)
-    return DefectResult(Metrics(**_image_metrics(scores)[0], **pixels.metrics), areas, sum(row.label for row in scores))
+    metrics = Metrics(**_image_metrics(scores)[0], **pixels.metrics)
+    return DefectResult(metrics, areas, intervals(metrics, draws), sum(row.label for row in scores))
 
 
 def _spro_areas(state: ClassState, defect_type: str, protocol: Protocol) -> dict[str, float]:
@@ -119,6 +129,9 @@ def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[s
     return dict(zip(names, values, strict=True)), {}
 
 
+BOUNDED = ("pixel_auroc", "aupro")
+
+
 @dataclass(frozen=True, slots=True)
 class PixelFigures:
     """Pixel metrics by name, areas, reasons of what is undefined; `bounds` say how far pixel AUROC and AUPRO can be
@@ -139,10 +152,12 @@ def _pixel_figures(histogram: PixelHistogram, protocol: Protocol) -> PixelFigure
         return PixelFigures({}, {}, dict.fromkeys(names, "no normal pixels"))
     roc, pro = roc_curve(ranked), pro_curve(histogram)
     values = (roc.area(), average_precision(ranked), best_f1(ranked)[0], pro.area(protocol.fpr_limit))
+    metrics = dict(zip(names, values, strict=True)) | strip_metrics(histogram, protocol)
     exact = histogram.bits == KEY_BITS
-    bounds = (0.0, 0.0) if exact else (roc.largest_tie(), pro.largest_tie(protocol.fpr_limit))
-    areas = _areas("aupro", pro, protocol.more_fpr_limits)
-    return PixelFigures(dict(zip(names, values, strict=True)), areas, {}, bounds)
+    bounds = [0.0, 0.0] if exact else [roc.largest_tie(), pro.largest_tie(protocol.fpr_limit)]
+    bounds = [NAN if name in protocol.estimated else bound for name, bound in zip(BOUNDED, bounds, strict=True)]
+    undefined = {name: "too few thresholds of equal width" for name, value in metrics.items() if math.isnan(value)}
+    return PixelFigures(metrics, _areas("aupro", pro, protocol.more_fpr_limits), undefined, (bounds[0], bounds[1]))
 
 
 def _areas(name: str, curve: Curve, limits: Sequence[float]) -> dict[str, float]:
@@ -156,6 +171,20 @@ def _means_of_types(defects: Sequence[DefectResult]) -> dict[str, float]:
     found = _mean_areas([{n: v for n, v in defect.areas.items() if n.startswith("au_spro")} for defect in defects])
     aurocs = [defect.metrics.image_auroc for defect in defects]
     return found if any(map(math.isnan, aurocs)) else found | {"image_auroc_of_types": math.fsum(aurocs) / len(aurocs)}
+
+
+def _of_samples(rows: Sequence[ScoreRow]) -> dict[str, float]:
+    """AUROC of physical parts, where some have several views and both labels occur: a part is anomalous when any of its
+    views is, and its score is that of its highest view (Real-IAD). An image without a group is a part of its own.
+    """
+    parts: dict[tuple[str, str], list[ScoreRow]] = {}
+    for row in rows:
+        parts.setdefault(("", row.group) if row.group else (row.sample_id, ""), []).append(row)
+    labels = np.array([max(view.label for view in views) for views in parts.values()])
+    if len(parts) == len(rows) or not 0 < labels.sum() < labels.size:
+        return {}
+    scores = np.array([max(view.score for view in views) for views in parts.values()])
+    return {"sample_auroc": roc_curve(rank_scores(scores, labels)).area()}
 
 
 def _mean_areas(every: Sequence[dict[str, float]]) -> dict[str, float]:

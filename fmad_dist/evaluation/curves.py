@@ -1,7 +1,8 @@
 """Threshold metrics from counts per distinct score: exact for image scores, exact up to the bins for pixels.
 
 A pixel or image is called anomalous when its score is at or above a threshold; one threshold per bin, so what shares a
-bin is tied. With a bin for every distinct score the results are those of scikit-learn.
+bin is tied. With a bin for every distinct score the results are those of scikit-learn. Thresholds are the last axis;
+axes before it are independent data sets, the draws of a bootstrap for example.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ PLATEAU_SHARE = 2**-10  # a bin with more of all items is taken for tied scores,
 
 @dataclass(frozen=True, slots=True)
 class RankedCounts:
-    """Cumulative counts int64 [n] of normal and anomalous items at or above a threshold, thresholds descending.
+    """Cumulative counts [..., n] of normal and anomalous items at or above a threshold, thresholds descending.
 
     `exact` says that every distinct score has its own threshold.
     """
@@ -35,13 +36,13 @@ class RankedCounts:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A curve over the false positive rate: fpr and height float64 [n + 1] in [0, 1], ascending from (0, 0)."""
+    """A curve over the false positive rate: fpr and height float64 [..., n + 1] in [0, 1], ascending from (0, 0)."""
 
     fpr: np.ndarray
     height: np.ndarray
 
     def until(self, limit: float) -> "Curve":
-        """The part with fpr <= limit, ended by the linear interpolation at the limit."""
+        """The part of one curve with fpr <= limit, ended by the linear interpolation at the limit."""
         if self.fpr[-1] <= limit:
             return self
         stop = int(np.searchsorted(self.fpr, limit, side="right"))
@@ -49,10 +50,16 @@ class Curve:
         at_limit = y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
         return Curve(np.append(self.fpr[:stop], limit), np.append(self.height[:stop], at_limit))
 
+    def areas(self, limit: float = 1.0) -> np.ndarray:
+        """Trapezoid areas [...] over [0, limit], linear inside the step that crosses it, divided by it."""
+        start, rise, width = self.height[..., :-1], np.diff(self.height), np.diff(self.fpr)
+        inside = np.clip(limit - self.fpr[..., :-1], 0.0, width)
+        share = np.divide(inside, width, out=np.zeros_like(width), where=width > 0)
+        return np.sum(inside * (start + rise * share / 2), axis=-1) / limit
+
     def area(self, limit: float = 1.0) -> float:
-        """Trapezoid area over [0, limit] divided by the limit."""
-        part = self.until(limit)
-        return float(np.sum(np.diff(part.fpr) * (part.height[1:] + part.height[:-1])) / 2 / limit)
+        """The area of one curve."""
+        return float(self.areas(limit))
 
     def largest_tie(self, limit: float = 1.0) -> float:
         """How far `area(limit)` can be from the area with every tie resolved: half the sum of the steps' rectangles."""
@@ -76,7 +83,7 @@ def rank_pixels(histogram: PixelHistogram) -> RankedCounts:
 
 def roc_curve(ranked: RankedCounts) -> Curve:
     """True over false positive rate. Needs at least one normal and one anomalous item."""
-    return _curve(ranked.normal, ranked.anomalous)
+    return rate_curve(ranked.normal, ranked.anomalous)
 
 
 def pro_curve(histogram: PixelHistogram) -> Curve:
@@ -87,23 +94,29 @@ def pro_curve(histogram: PixelHistogram) -> Curve:
     Needs at least one region and one normal pixel.
     """
     counts = histogram.bins.counts
-    return _curve(_from_the_top(counts[NORMAL]), _from_the_top(counts[WEIGHT]))
+    return rate_curve(_from_the_top(counts[NORMAL]), _from_the_top(counts[WEIGHT]))
 
 
-def average_precision(ranked: RankedCounts) -> float:
-    """Sum of precision times the step in recall over descending thresholds. Needs at least one anomalous item.
+def average_precisions(ranked: RankedCounts, plateau: float = PLATEAU_SHARE) -> np.ndarray:
+    """Sums [...] of precision times the step in recall over descending thresholds. Need an anomalous item each.
 
     In a bin of several distinct scores the precision is averaged over the bin, as if its items were evenly mixed;
-    taking it at the bin's end would bias the sum by half a bin (ours).
+    taking it at the bin's end would bias the sum by half a bin (ours). A bin with a share of all items of `plateau` or
+    more is taken for tied scores instead.
     """
     hits, called = ranked.anomalous, ranked.anomalous + ranked.normal
     steps = np.diff(hits, prepend=0)
-    precision = hits / called
+    precision = hits / np.maximum(called, 1)
     if not ranked.exact:
         sizes = np.diff(called, prepend=0)
-        mixed = (sizes > 1) & (sizes < PLATEAU_SHARE * called[-1]) & (steps > 0)
+        mixed = (sizes > 1) & (sizes < plateau * called[..., -1:]) & (steps > 0)
         precision[mixed] = _mean_precision(steps[mixed], sizes[mixed], (hits - steps)[mixed], (called - sizes)[mixed])
-    return float(np.sum(steps * precision) / ranked.num_anomalous)
+    return np.sum(steps * precision, axis=-1) / hits[..., -1]
+
+
+def average_precision(ranked: RankedCounts) -> float:
+    """The average precision of one data set."""
+    return float(average_precisions(ranked))
 
 
 def _mean_precision(hits: np.ndarray, size: np.ndarray, hits_above: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -121,8 +134,10 @@ def best_f1(ranked: RankedCounts) -> tuple[float, int]:
     return float(f1[best]), best
 
 
-def _curve(normal: np.ndarray, height: np.ndarray) -> Curve:
-    return Curve(np.concatenate([[0.0], normal / normal[-1]]), np.concatenate([[0.0], height / height[-1]]))
+def rate_curve(normal: np.ndarray, height: np.ndarray) -> Curve:
+    """The curve of cumulative amounts [..., n], each as a share of its last."""
+    start = [(0, 0)] * (normal.ndim - 1) + [(1, 0)]
+    return Curve(np.pad(normal / normal[..., -1:], start), np.pad(height / height[..., -1:], start))
 
 
 def _from_the_top(ascending: np.ndarray) -> np.ndarray:

@@ -196,6 +196,7 @@ def _scored(
         mask=batch.masks[position],
         image=batch.images[position].permute(1, 2, 0).numpy(),
         defects=batch.defects[position],
+        group=sample.group,
     )
 
 

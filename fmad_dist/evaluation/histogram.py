@@ -19,17 +19,58 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.regions import REGION_UNIT, Regions, SingleDefects, label_regions, saturated_regions
 
 KEY_BITS = 32
-PENDING_PIXELS = 2**20  # counted in one go; 4 MB
+PENDING_PIXELS = 2**22  # counted in one go; 16 MB
 DENSE_SPAN = 2**22  # a narrower range of keys is counted in an array of that range, a wider one by sorting
 MAX_REGIONS = 2**62 // REGION_UNIT
 NORMAL, ANOMALOUS, WEIGHT = range(3)  # rows of counts
+NO_REGIONS = Regions(np.zeros(0, dtype=np.int64), 0)
 
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
     """Map finite float32 scores to uint32 keys in the same order; -0.0 and 0.0 share one key."""
-    bits = (np.asarray(scores, dtype=np.float32) + np.float32(0.0)).view(np.uint32)
-    negative = (bits >> np.uint32(31)).astype(bool)
-    return np.where(negative, ~bits, bits | np.uint32(0x80000000))
+    bits = np.asarray(scores, dtype=np.float32) + np.float32(0.0)
+    flips = (bits.view(np.int32) >> 31).view(np.uint32)  # all bits of a negative number flip, else the sign alone
+    flips |= np.uint32(0x80000000)
+    flips ^= bits.view(np.uint32)
+    return flips
+
+
+def bin_middles(histogram: "PixelHistogram") -> np.ndarray:
+    """The scores float64 [n] in the middle of the occupied bins, ascending; the scores themselves where it is exact."""
+    shift = KEY_BITS - histogram.bits
+    keys = (histogram.bins.keys << np.uint32(shift)) + np.uint32((1 << shift) // 2)
+    negative = keys < np.uint32(0x80000000)
+    return np.where(negative, ~keys, keys ^ np.uint32(0x80000000)).view(np.float32).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class MapPixels:
+    """One map ready to be counted: the keys of its normal pixels uint32 [n] and of its anomalous ones uint32 [m], the
+    latter with their region weights int64 [m]."""
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    weights: np.ndarray
+    num_regions: int
+
+    @classmethod
+    def of(cls, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> "MapPixels":
+        """From a finite float32 map [H, W] and its bool mask [H, W]."""
+        return cls._split(scores, mask, label_regions(mask, connectivity) if mask.any() else NO_REGIONS)
+
+    @classmethod
+    def of_defects(cls, scores: np.ndarray, defects: SingleDefects) -> "MapPixels":
+        """From a finite float32 map [H, W] and single defects of the same size, which are its regions."""
+        mask = defects.union()
+        regions = saturated_regions(scores, mask, defects.channels) if defects.channels else NO_REGIONS
+        return cls._split(scores, mask, regions)
+
+    @classmethod
+    def _split(cls, scores: np.ndarray, mask: np.ndarray, regions: Regions) -> "MapPixels":
+        keys = ordered_keys(scores)
+        if not regions.num_regions:
+            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), regions.weights, 0)
+        return cls(keys[~mask], keys[mask], regions.weights, regions.num_regions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +139,15 @@ class PixelHistogram:
 
     def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> None:
         """Count one finite float32 map [H, W] against its bool mask [H, W]."""
-        self._add(scores, mask, label_regions(mask, connectivity) if mask.any() else None)
+        self.count(MapPixels.of(scores, mask, connectivity))
 
-    def add_channels(self, scores: np.ndarray, defects: SingleDefects) -> None:
-        """Count one finite float32 map [H, W] against single defects, which are its regions, of the same size."""
-        mask = defects.union()
-        self._add(scores, mask, saturated_regions(scores, mask, defects.channels) if defects.channels else None)
-
-    def _add(self, scores: np.ndarray, mask: np.ndarray, regions: Regions | None) -> None:
-        keys = ordered_keys(scores)
-        if regions is not None:
-            self._count_regions(regions.num_regions)
-            self._pending_anomalous.append((keys[mask], regions.weights))
-            keys = keys[~mask]
-        self._pending_normal.append(keys.ravel())
-        self._num_pending += mask.size
+    def count(self, pixels: MapPixels) -> None:
+        """Count the pixels of one map."""
+        self._count_regions(pixels.num_regions)
+        self._pending_normal.append(pixels.normal)
+        if pixels.anomalous.size:
+            self._pending_anomalous.append((pixels.anomalous, pixels.weights))
+        self._num_pending += pixels.normal.size + pixels.anomalous.size
         if self._num_pending >= PENDING_PIXELS:
             self.settle()
 
@@ -141,17 +176,23 @@ class PixelHistogram:
         common = max(shift, self.shift)
         keys = np.concatenate([self._bins.keys >> np.uint32(common - self.shift), keys >> np.uint32(common - shift)])
         order = np.argsort(keys, kind="stable")  # sorted runs: a linear merge
-        keys, counts = keys[order], np.concatenate([self._bins.counts, counts], axis=1)[:, order]
-        drop = 0
-        while _num_distinct(keys >> np.uint32(drop)) > self.max_bins:
-            drop += 1
-        self._bins = Bins.pack(*_join_equal(keys >> np.uint32(drop), counts))
+        drop, self._bins = fitting_bins(
+            keys[order], np.concatenate([self._bins.counts, counts], axis=1)[:, order], self.max_bins
+        )
         self.shift = common + drop
 
     def _count_regions(self, num_regions: int) -> None:
         self.num_regions += num_regions
         if self.num_regions > MAX_REGIONS:
             raise UserError(f"masks: more than {MAX_REGIONS} defect regions in one class; check the mask files.")
+
+
+def fitting_bins(keys: np.ndarray, counts: np.ndarray, max_bins: int) -> tuple[int, Bins]:
+    """How many low bits of the keys must go, and the at most `max_bins` bins of sorted keys and counts int64 [3, n]."""
+    drop = 0
+    while _num_distinct(keys >> np.uint32(drop)) > max_bins:
+        drop += 1
+    return drop, Bins.pack(*_join_equal(keys >> np.uint32(drop), counts))
 
 
 def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -33,13 +33,16 @@ METRIC_NAMES = tuple(field.name for field in fields(Metrics))
 
 @dataclass(frozen=True, slots=True, order=True)
 class ScoreRow:
-    """The image score of one sample; label 0 normal, 1 anomalous."""
+    """The image score of one sample; label 0 normal, 1 anomalous; `group` names its part where parts have views,
+    `map_sum` is kept for protocols whose image scores are made of several sums of the whole test set."""
 
     sample_id: str
     class_name: str
     label: int
     defect_type: str
     score: float
+    group: str = ""
+    map_sum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class DefectResult:
 
     metrics: Metrics
     areas: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     num_anomalous: int
 
 
@@ -58,7 +62,7 @@ class ClassResult:
     `areas` has, where defined, the AUPRO at further limits of the false positive rate, as `aupro@0.05`. Where defects
     are annotated singly (MVTec LOCO AD) it has `au_spro@0.05` and `image_auroc_of_types` too, each the mean over types
     of defect, as in the official evaluation; `au_spro_map@0.05` instead where only resized masks are stored, measured
-    on the map.
+    on the map. Where parts have several views (Real-IAD) it has `sample_auroc`.
 
     `histogram_bits` of 32 says the pixel metrics are exact; below, `pixel_auroc_bound` and `aupro_bound` limit how far
     those two can be from their exact values.
@@ -118,6 +122,8 @@ def results_json(results: Results) -> dict[str, Any]:
     """The content of results.json."""
     return {
         "protocol": results.protocol.model_dump(mode="json"),
+        "protocol_title": results.protocol.title,
+        "protocol_note": results.protocol.note,
         "classes": {name: _flat(result) for name, result in results.classes.items()},
         "datasets": {name: _flat(result) for name, result in results.datasets.items()},
         "mean": _flat(results.mean),
@@ -153,6 +159,6 @@ def _results_csv(results: Results) -> str:
 def _scores_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["sample_id", "class", "label", "defect_type", "score"])
-    writer.writerows(astuple(row) for row in results.scores)
+    writer.writerow(["sample_id", "class", "label", "defect_type", "score", "group"])
+    writer.writerows(astuple(row)[:-1] for row in results.scores)
     return buffer.getvalue()

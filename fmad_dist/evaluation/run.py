@@ -13,6 +13,7 @@ from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
 from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
+from fmad_dist.evaluation.protocol import named_protocol
 from fmad_dist.evaluation.provenance import configuration, provenance
 from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
 from fmad_dist.evaluation.report.tables import write_tables
@@ -39,6 +40,7 @@ class EvaluationOptions:
     overrides: Sequence[str] = ()  # scorer.key=value
     maps: str | None = None  # URL of a folder for all anomaly maps in tars
     tiff: str | None = None  # the same as a tree of TIFFs
+    protocol: str | None = None  # name of another protocol than the detector's
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
@@ -50,6 +52,8 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
+    if options.protocol is not None:
+        detector.with_protocol(named_protocol(options.protocol))
     world.join(timeout=LONGEST_WAIT)
     key = evaluation_key(detector, mixture, (options.maps, options.tiff))
     partial = PartialStates(options.out, key, world.rank, options.save_s)

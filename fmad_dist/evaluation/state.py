@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.histogram import PixelHistogram
+from fmad_dist.evaluation.histogram import MapPixels, PixelHistogram
+from fmad_dist.evaluation.image_pixels import ImagePixels, image_pixels
 from fmad_dist.evaluation.native import at_size
 from fmad_dist.evaluation.panels import Panel, PanelBoard, encode_image, encode_mask, small_map
 from fmad_dist.evaluation.protocol import Protocol
@@ -20,7 +21,8 @@ class ScoredImage:
 
     `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
     [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `defects` are the single
-    defects where the benchmark annotates them (MVTec LOCO AD), for normal images too.
+    defects where the benchmark annotates them (MVTec LOCO AD), for normal images too. `group` is the same for all
+    images of one physical part where a benchmark has several views of it (Real-IAD).
     """
 
     sample_id: str
@@ -32,6 +34,7 @@ class ScoredImage:
     mask: np.ndarray
     image: np.ndarray
     defects: SingleDefects | None = None
+    group: str = ""
 
 
 Histograms = dict[tuple[int, str], PixelHistogram]  # by label and defect type
@@ -39,8 +42,9 @@ Histograms = dict[tuple[int, str], PixelHistogram]  # by label and defect type
 
 @dataclass(slots=True)
 class ClassState:
-    """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, a few
-    panels; where defects are annotated singly also the same histograms with those as regions, in `singly`.
+    """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, the
+    pixels of every image in a few bins, a few panels; where defects are annotated singly also the same histograms with
+    those as regions, in `singly`.
 
     `native` says whether single defects are measured at the source's size (else on the map), None that they are not.
     """
@@ -50,6 +54,7 @@ class ClassState:
     singly: Histograms = field(default_factory=dict)
     native: bool | None = None
     scores: dict[str, ScoreRow] = field(default_factory=dict)
+    pixels: dict[str, ImagePixels] = field(default_factory=dict)  # by sample id
     board: PanelBoard = field(default_factory=PanelBoard)
     num_empty_masks: int = 0
 
@@ -64,10 +69,12 @@ class ClassState:
     def add(self, scored: ScoredImage, connectivity: int) -> None:
         """Count the pixels of an image."""
         kind = (scored.label, scored.defect_type)
-        self._kind(self.histograms, kind).add(scored.anomaly_map, scored.mask, connectivity)
+        pixels = MapPixels.of(scored.anomaly_map, scored.mask, connectivity)
+        self._kind(self.histograms, kind).count(pixels)
+        self.pixels[scored.sample_id] = image_pixels(pixels)
         if scored.defects is not None:
             stretched = at_size(scored.anomaly_map, scored.defects.height, scored.defects.width)
-            self._kind(self.singly, kind).add_channels(stretched, scored.defects)
+            self._kind(self.singly, kind).count(MapPixels.of_defects(stretched, scored.defects))
             self.native = scored.defects.native
 
     def merge(self, other: "ClassState") -> None:
@@ -77,6 +84,7 @@ class ClassState:
                 self._kind(ours, kind).merge(histogram)
         self.native = other.native if self.native is None else self.native
         self.scores |= other.scores
+        self.pixels |= other.pixels
         self.board.merge(other.board)
         self.num_empty_masks += other.num_empty_masks
 
@@ -101,7 +109,7 @@ class EvaluationState:
 
     Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
     bytes. Memory per class: 6 to 24 bytes per occupied bin of each defect type, twice that where defects are annotated
-    singly, one row per image and up to twelve small panels.
+    singly, one row and about 3 KB per image and up to twelve small panels.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -140,7 +148,10 @@ class EvaluationState:
         state.add(scored, self.protocol.connectivity)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
-        row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score)
+        total = float(scored.anomaly_map.sum(dtype=np.float64)) if self.protocol.needs_map_sum else 0.0
+        row = ScoreRow(
+            scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group, total
+        )
         self.record(row)
         if state.board.wants(scored.sample_id, scored.label, score):
             state.board.add(_panel(scored))

@@ -17,7 +17,11 @@ COLUMNS = {
     "aupro": "AUPRO",
 }
 
-AREAS = {"au_spro@0.05": "AU-sPRO .05", "au_spro_map@0.05": "AU-sPRO .05 on the map"}  # shown where a benchmark has it
+AREAS = {  # shown where a benchmark has it
+    "au_spro@0.05": "AU-sPRO .05",
+    "au_spro_map@0.05": "AU-sPRO .05 on the map",
+    "sample_auroc": "S-AUROC",
+}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -29,7 +33,7 @@ def print_summary(folder: Path) -> None:
     """A table of all classes and their mean, and where the files are."""
     results = read_results(folder)
     areas = [name for name in results["mean"]["areas"] if name in AREAS]
-    table = Table(title=f"protocol {results['protocol']['name']}")
+    table = Table(title=f"protocol {results['protocol_title']}")
     table.add_column("class", no_wrap=True, overflow="fold")
     for title in ("images", *COLUMNS.values(), *(AREAS[name] for name in areas)):
         table.add_column(title, justify="right", no_wrap=True)
@@ -41,6 +45,8 @@ def print_summary(folder: Path) -> None:
     if not console.is_terminal:
         console.width = 120
     console.print(table)
+    if results["protocol_note"]:
+        console.print(results["protocol_note"], soft_wrap=True, highlight=False)
     print(f"report: {folder / 'report.html'}")
 
 

@@ -10,6 +10,7 @@ from safetensors.numpy import load, save
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.histogram import Bins, PixelHistogram
+from fmad_dist.evaluation.image_pixels import ImagePixels
 from fmad_dist.evaluation.panels import Panel, PanelBoard
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import ScoreRow
@@ -48,6 +49,7 @@ def decode_state(data: bytes) -> EvaluationState:
 def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     rows = sorted(state.scores.values())
     arrays[f"{place}.score"] = np.array([row.score for row in rows], dtype=np.float64)
+    arrays |= _encode_pixels([state.pixels[row.sample_id] for row in rows], f"{place}.pixels")
     panels = list(state.board.panels.values())
     for i, panel in enumerate(panels):
         arrays[f"{place}.panel{i}.map"] = panel.anomaly_map
@@ -59,7 +61,7 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         "singly": _encode_histograms(state.singly, f"{place}.singly", arrays),
         "native": state.native,
         "num_empty_masks": state.num_empty_masks,
-        "rows": [[row.sample_id, row.label, row.defect_type] for row in rows],
+        "rows": [[row.sample_id, row.label, row.defect_type, row.group, row.map_sum] for row in rows],
         "panels": [panel.sample_id for panel in panels],
     }
 
@@ -70,8 +72,10 @@ def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarra
     target.native = entry["native"]
     target.histograms = _decode_histograms(entry["kinds"], f"{place}.kind", arrays, target.max_bins)
     target.singly = _decode_histograms(entry["singly"], f"{place}.singly", arrays, target.max_bins)
-    for (sample_id, label, defect_type), score in zip(entry["rows"], arrays[f"{place}.score"].tolist(), strict=True):
-        state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score))
+    scores, pixels = arrays[f"{place}.score"].tolist(), _decode_pixels(f"{place}.pixels", arrays)
+    for (sample_id, label, defect_type, *more), score, own in zip(entry["rows"], scores, pixels, strict=True):
+        state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score, *more))
+        target.pixels[sample_id] = own
     rows = [target.scores[sample_id] for sample_id in entry["panels"]]
     target.board = PanelBoard(_decode_panel(row, f"{place}.panel{i}", arrays) for i, row in enumerate(rows))
 
@@ -92,6 +96,24 @@ def _decode_histograms(entry: list[list[Any]], place: str, arrays: dict[str, np.
         bins = Bins(**{column.name: arrays[f"{place}{i}.{column.name}"] for column in fields(Bins)})
         found[label, defect_type] = PixelHistogram.restore(max_bins, shift, num_regions, bins)
     return found
+
+
+def _encode_pixels(images: list[ImagePixels], place: str) -> dict[str, np.ndarray]:
+    """The columns of all images end to end, with the number of bins and of hit bins of each."""
+    sizes = [[image.shift, image.bins.keys.size, image.bins.hit.size] for image in images]
+    columns = {c.name: [getattr(image.bins, c.name) for image in images] for c in fields(Bins)}
+    return {f"{place}.sizes": np.array(sizes, dtype=np.uint32).reshape(-1, 3)} | {
+        f"{place}.{name}": np.concatenate(parts) for name, parts in columns.items() if parts
+    }
+
+
+def _decode_pixels(place: str, arrays: dict[str, np.ndarray]) -> list[ImagePixels]:
+    shifts, sizes, hits = arrays[f"{place}.sizes"].T.astype(np.int64)
+    ends = {c.name: np.cumsum(sizes if c.name in ("keys", "normal") else hits)[:-1] for c in fields(Bins)}
+    if not shifts.size:
+        return []
+    columns = [np.split(arrays[f"{place}.{name}"], ends[name]) for name in ends]
+    return [ImagePixels(int(shift), Bins(*own)) for shift, *own in zip(shifts, *columns, strict=True)]
 
 
 def _decode_panel(row: ScoreRow, place: str, arrays: dict[str, np.ndarray]) -> Panel:

@@ -14,10 +14,14 @@ def finish(scores: Tensor, protocol: Protocol, scorer: ScorerConfig) -> tuple[Te
         likelihood = (-upsample(scores, protocol.map_size, align_corners=True)).exp()
         maps = likelihood.amax(dim=(1, 2), keepdim=True) - likelihood
         return top_mean(maps, 3.0), maps
-    maps = blur(upsample(scores, protocol.map_size), protocol.blur_sigma)
+    maps = upsample(scores, protocol.map_size, protocol.align_corners)
+    maps = blur(maps, protocol.blur_sigma, protocol.blur_radius)
     if isinstance(scorer, MismatchConfig) and scorer.postprocess == "paper":
         return maps.amax(dim=(1, 2)) + top_mean(maps, 1.0), maps
-    return top_mean(maps, protocol.top_percent), maps
+    if protocol.image_score == "top percent":
+        return top_mean(maps, protocol.top_percent), maps
+    highest = maps.amax(dim=(1, 2))
+    return highest if protocol.image_score == "maximum" else highest - maps.amin(dim=(1, 2)), maps
 
 
 def upsample(scores: Tensor, size: int, align_corners: bool = False) -> Tensor:
@@ -25,21 +29,27 @@ def upsample(scores: Tensor, size: int, align_corners: bool = False) -> Tensor:
     return F.interpolate(scores[:, None], size=(size, size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
-def blur(maps: Tensor, sigma: float) -> Tensor:
+def blur(maps: Tensor, sigma: float, radius: int | None = None) -> Tensor:
     """Gaussian blur of maps [B, S, S] with `sigma` in pixels, cut at 4 sigma; 0 does nothing.
 
-    Edges are mirrored with the edge pixel repeated, as scipy's `gaussian_filter` does, so the mean is preserved.
+    Edges are mirrored with the edge pixel repeated, as scipy's `gaussian_filter` does, so the mean is preserved. A
+    kernel that is cut at `radius` instead has zeros around the map, as convolution layers have.
     """
     if sigma <= 0:
         return maps
-    size, radius = maps.shape[-1], int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    reach = int(4 * sigma + 0.5) if radius is None else radius
+    offsets = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    around = torch.arange(-radius, size + radius, device=maps.device) % (2 * size)
-    mirrored = torch.minimum(around, 2 * size - 1 - around)
-    padded = maps[:, None, mirrored][..., mirrored]
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+    padded = _mirrored(maps, reach) if radius is None else F.pad(maps, (reach,) * 4)
+    return F.conv2d(F.conv2d(padded[:, None], kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def _mirrored(maps: Tensor, reach: int) -> Tensor:
+    size = maps.shape[-1]
+    around = torch.arange(-reach, size + reach, device=maps.device) % (2 * size)
+    inside = torch.minimum(around, 2 * size - 1 - around)
+    return maps[:, inside][..., inside]
 
 
 def top_mean(maps: Tensor, percent: float) -> Tensor:

@@ -1,6 +1,7 @@
 """What careless readers of the official layouts get wrong, one test per trap."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -193,6 +194,8 @@ def test_views_of_a_part_share_a_group(converted, tree):
         groups.setdefault(sample.group, []).append(sample.view)
     assert {tuple(sorted(views)) for views in groups.values()} == {("C1", "C2", "C3", "C4", "C5")}
     assert {"audiojack_0001_OK", "audiojack_0001_NG_AK"} <= groups.keys(), "one number, two parts"
+    official = re.compile(r"([a-zA-Z][a-zA-Z0-9_]*_[0-9]{4}_[A-Z][A-Z_]*[A-Z])_C[0-9]_")  # its README, S-AUROC
+    assert all(official.findall(source) == [sample.group] for source, sample in case.samples.items())
 
 
 def test_realiad_masks_are_no_images(converted):

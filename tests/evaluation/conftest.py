@@ -1,13 +1,22 @@
 """Small scored images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
+from fmad_dist.evaluation import bootstrap
 from fmad_dist.evaluation.state import ScoredImage
 
 MakeScored = Callable[..., ScoredImage]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_draws() -> Iterator[None]:
+    """Bootstraps in these tests are small, because many tests compute results."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "DRAWS", 300)
+        yield
 
 
 @pytest.fixture

@@ -158,7 +158,14 @@ def test_written_files_agree(images: list[ScoredImage], make_scored: MakeScored,
     write_results(results, tmp_path / "out")
     written = json.loads((tmp_path / "out/results.json").read_text())
     assert Protocol.model_validate(written["protocol"]) == PROTOCOL
-    assert set(written) == {"protocol", "classes", "datasets", "mean"}
+    assert set(written) == {"protocol", "protocol_title", "protocol_note", "classes", "datasets", "mean"}
+    assert written["protocol_title"] == "fmad-2026 with map_size=8, histogram_bins=1024"
+    pixel = [written["classes"]["toy/disc"]["intervals"][name] for name in ("pixel_auroc", "pixel_ap", "aupro")]
+    assert all(0 <= low < high <= 1 for low, high in pixel)
+    for kind in ("datasets", "classes"):
+        for values in written[kind].values():
+            for name, (low, high) in values["intervals"].items():
+                assert low <= values[name] <= high, name
     assert written["classes"]["toy/lonely"]["aupro"] is None
     assert written["classes"]["toy/lonely"]["undefined"]["aupro"] == "no anomalous pixels"
     assert written["classes"]["toy/disc"]["num_anomalous"] == 6

@@ -55,7 +55,7 @@ def compared_rows(
 ) -> dict[str, list[ComparedRow]]:
     """The measured rows of every dataset of an evaluation: its own mean, then the peers."""
     return {
-        dataset: [measured_row(dataset, mean, results.protocol.name, name, "ours"), *peers.get(dataset, ())]
+        dataset: [measured_row(dataset, mean, results.protocol.title, name, "ours"), *peers.get(dataset, ())]
         for dataset, mean in results.datasets.items()
     }
 

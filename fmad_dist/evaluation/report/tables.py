@@ -21,7 +21,7 @@ def write_tables(results: Results, out: Path, peers: Mapping[str, Sequence[Compa
     grids += benchmark_grids(benchmark_tables(compared_rows(results, peers or {})))
     shown = [grid for grid in grids if len(grid.header) > 1]
     store = Store(out)
-    head = f"# fmad evaluation, protocol {results.protocol.name}\n"
+    head = f"# fmad evaluation, protocol {results.protocol.title}\n"
     store.write(MARKDOWN_NAME, "\n".join([head, *map(markdown, shown)]).encode())
     store.write(LATEX_NAME, "\n".join([LATEX_HEAD, "", *map(latex, shown)]).encode())
 
@@ -32,7 +32,7 @@ def _summary(results: Results) -> Grid:
         for row in summary_rows(results)
     ]
     return Grid(
-        caption=f"Results in percent, protocol {results.protocol.name}",
+        caption=f"Results in percent, protocol {results.protocol.title}",
         label="results",
         header=("Class", "Images", *map(short_title, METRIC_NAMES)),
         lines=tuple(lines),

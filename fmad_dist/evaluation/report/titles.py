@@ -12,6 +12,7 @@ AREAS = {
     "au_spro": "AU-sPRO",
     "au_spro_map": "AU-sPRO on the map",
     "image_auroc_of_types": "image AUROC of types",
+    "sample_auroc": "sample AUROC",
 }
 _LEVELS = {"image": "Image", "sample": "Sample"}  # everything else is measured on pixels
 
