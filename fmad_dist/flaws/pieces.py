@@ -116,7 +116,5 @@ def _shuffled(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     whole, order = side * TILES, rng.permutation(TILES * TILES)
     tiles = colour[:whole, :whole].reshape(TILES, side, TILES, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
     mixed = colour.copy()
-    mixed[:whole, :whole] = (
-        tiles[order].reshape(TILES, TILES, side, side, 3).swapaxes(1, 2).reshape(whole, whole, 3)
-    )
+    mixed[:whole, :whole] = tiles[order].reshape(TILES, TILES, side, side, 3).swapaxes(1, 2).reshape(whole, whole, 3)
     return mixed
