@@ -14,7 +14,7 @@ from fmad_dist.flaws.pieces import cut_paste, deformation, scar, texture
 from fmad_dist.flaws.surface import Overlay, Painted, contamination, scratch, stain
 
 VISIBLE = 8  # grey levels of 255 that a pixel must change by
-SMALLEST_PART = 0.0004  # of the picture that must change visibly: 26 pixels of 256 x 256
+SMALLEST_PART = 0.0004  # of the picture that must change visibly: 27 pixels of 256 x 256
 SPECK_PART = 0.0001  # smaller spots of a defect, and smaller holes in it, do not count: 7 pixels of 256 x 256
 LEAST_CHANGED = 0.6  # of the pixels of a mask
 ATTEMPTS = 20

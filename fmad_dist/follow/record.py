@@ -19,7 +19,7 @@ from fmad_dist.flaws.photograph import KINDS
 from fmad_dist.storage import Store
 from fmad_dist.tracking.record import read_lines
 from fmad_dist.tracking.runs import AddedMetrics
-from fmad_dist.training.checkpoint import Checkpoint
+from fmad_dist.training.checkpoint import Checkpoint, Checkpoints
 
 LINES_NAME, BEST_NAME = "follow.jsonl", "follow.json"
 WHAT = "held-out normals with synthetic defects; not test results"
@@ -100,15 +100,15 @@ class FollowRecord:
 
 
 def record_folder(run: str, out: Path | None) -> Path:
-    """Where the record of a run goes: `out`, else the run directory itself, which need not be there yet.
+    """Where the record of a run goes: `out`, else the run directory itself, which the training may not have made yet.
 
     Raises:
         UserError: the run is given by its checkpoints alone, and there is no `out`.
     """
-    store = Store(run)
     if out is not None:
         return out
-    if store.is_local and (store.exists("config.yaml") or not store.exists()):
+    store = Store(run)
+    if store.is_local and (store.exists("config.yaml") or not Checkpoints(run).steps()):
         return Path(store.path())
     raise UserError(f"--out: {run} is not a run directory; name a folder for {LINES_NAME}.")
 
