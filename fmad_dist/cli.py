@@ -159,8 +159,11 @@ def follow(
     """
     from fmad_dist.follow.record import record_folder
     from fmad_dist.launch import default_processes, launch
+    from fmad_dist.training.export import find_checkpoint
 
     record_folder(run, out)
+    if once:
+        find_checkpoint(run, None)  # else there is nothing to do
     arguments = ["--run", run, "--patience", str(patience), "--per-class", str(per_class)]
     arguments += (["--once"] if once else []) + (["--out", str(out)] if out else [])
     launch("follow.py", arguments, processes or default_processes())
