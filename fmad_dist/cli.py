@@ -158,6 +158,32 @@ def evaluate(
 
 
 @app.command()
+def follow(
+    run: Annotated[str, typer.Option("--run", help="Run directory, or the folder or URL of its checkpoints.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the record; default the run directory.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Score the checkpoints that are there and end.")] = False,
+    patience: Annotated[float, typer.Option(min=0.0, help="Seconds without a new checkpoint until it ends.")] = 7200.0,
+    per_class: Annotated[int, typer.Option(min=1, help="Most held-out normals per class.")] = 16,
+    processes: Processes = 0,
+) -> None:
+    """Score each new checkpoint of a running training on synthetic defects on held-out normals; no test image is read.
+
+    A job of its own, on other GPUs or another machine: `accelerate launch launcher/follow.py`. It ends with the
+    training; the same command goes on where it stopped.
+    """
+    from fmad_dist.follow.record import record_folder
+    from fmad_dist.launch import default_processes, launch
+    from fmad_dist.training.export import find_checkpoint
+
+    record_folder(run, out)
+    if once:
+        find_checkpoint(run, None)  # else there is nothing to do
+    arguments = ["--run", run, "--patience", str(patience), "--per-class", str(per_class)]
+    arguments += (["--once"] if once else []) + (["--out", str(out)] if out else [])
+    launch("follow.py", arguments, processes or default_processes())
+
+
+@app.command()
 def compare(
     config: Annotated[Path, typer.Option("--config", help="Configuration of a finished run, e.g. its config.yaml.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for comparison.json, comparison.md and comparison.png.")],

@@ -55,14 +55,10 @@ class TrackedRun:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if not self.enabled:
             return
-        import time
-
-        from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        now = int(time.time() * 1000)
         try:
-            self._client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
+            self._client.log_batch(self.run_id, _metrics(step, values))
         except MlflowException as error:
             self.lost_batches += 1
             if self.lost_batches == 1:
@@ -120,6 +116,39 @@ class TrackedRun:
         if not tracking_uri(self.config).startswith("sqlite:"):
             return None
         return (Path(self.config.output) / "mlartifacts").resolve().as_uri()
+
+
+class AddedMetrics:
+    """The MLflow run of a training that another job owns: metrics and tags are added to it, its status is left alone.
+    A server that fails is reported and stops nothing."""
+
+    def __init__(self, uri: str | None, config: RunConfig, run_id: str) -> None:
+        self.uri = uri or tracking_uri(config)
+        self.run_id = run_id
+
+    def add(self, step: int, values: dict[str, float], tags: dict[str, str]) -> bool:
+        """Whether the server took them."""
+        import os
+
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # what fails now is sent with the next step
+        try:
+            client = connect(self.uri)
+            client.log_batch(self.run_id, _metrics(step, values))
+            for key, value in tags.items():
+                client.set_tag(self.run_id, key, value)
+        except Exception as error:  # whatever a client or its database raises: the local record has it
+            _warn(f"MLflow at {self.uri} does not take step {step} ({first_line(error)}); the local record has it.")
+            return False
+        return True
+
+
+def _metrics(step: int, values: dict[str, float]) -> list[Any]:
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, step) for name, value in values.items()]
 
 
 def _warn(message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Job, fmad, train
+from jobs import LAUNCH_SECONDS, Job, fmad, in_background, train
 from safetensors.numpy import load_file
 
 from fmad_dist.config import TrainConfig
@@ -59,7 +59,13 @@ def test_every_training_sample_once_per_epoch_and_no_held_out(job: Job, zero2: P
 
 def test_zero3_agrees_resumes_and_exports_the_same_format(job: Job, zero2: Path) -> None:
     every = ("train.zero_stage=3", "train.checkpoint_every=1", "train.keep_every=1")
-    train(job, "zero3", 2, *every)
+    log = job.root / "follow.log"
+    with in_background(log, "follow", "--run", str(job.run("zero3")), "--processes", "1") as follower:
+        train(job, "zero3", 2, *every)
+        assert follower.wait(LAUNCH_SECONDS) == 0, log.read_text()  # it waited for the run and ended with it
+    followed = [json.loads(line)["step"] for line in (job.run("zero3") / "follow.jsonl").read_text().splitlines()]
+    assert followed == [1, 2, 3, 4, 5, 6]
+    assert "the training is complete; synthetic AUPRO was best at step" in log.read_text()
     assert json.loads((job.run("zero3") / "environment.json").read_text())["zero_stage"] == 3
     assert job.samples("zero3") == job.samples("zero2")
     np.testing.assert_allclose(job.losses("zero3"), job.losses("zero2"), rtol=TOLERANCE)
