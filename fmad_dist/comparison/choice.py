@@ -1,4 +1,4 @@
-"""Which scorers a comparison runs: `all`, or a list like `inversion:steps=10,mismatch:noises=4:times=4`."""
+"""Which scorers a comparison runs: `all`, or a list like `own,inversion:steps=10,mismatch:noises=4:times=4`."""
 
 import re
 from dataclasses import dataclass
@@ -43,15 +43,20 @@ class Choice:
     left_out: dict[str, str]
 
 
-def choose(text: str, objective: ObjectiveConfig) -> Choice:
-    """Raises:
-    UserError: a scorer is unknown, has a wrong option, or is named although it does not fit the objective.
+OWN = "own"
+
+
+def choose(text: str, objective: ObjectiveConfig, own: ScorerConfig | None = None) -> Choice:
+    """The scorers for a model of this objective, whose `own` scorer may be called by that name.
+
+    Raises:
+        UserError: a scorer is unknown, has a wrong option, or is named although it does not fit the objective.
     """
     if text == "all":
         reasons = {title(config): refusal(config, objective) for config in EVERY}
         fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
         return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
-    found = [_parse(part) for part in _split(",", text) if part]
+    found = [own if own and part.strip() == OWN else _parse(part) for part in _split(",", text) if part]
     if not found:
         raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
     for config in found:

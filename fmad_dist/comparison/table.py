@@ -20,6 +20,8 @@ from fmad_dist.networks.build import describe_network
 from fmad_dist.storage import Store
 from fmad_dist.world import World
 
+COMPARISON_NAME = "comparison.json"
+FILES = (COMPARISON_NAME, "comparison.md", "comparison.png")
 SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 PEER_NOTE = (
     "A peer is a method of others with its own network, trained for this comparison on the same features and, unless "
@@ -52,7 +54,7 @@ def write_comparison(
     facts = _facts(spec, features_per_s, world)
     store = Store(out)
     body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
-    store.write("comparison.json", json.dumps(body, indent=1).encode())
+    store.write(COMPARISON_NAME, json.dumps(body, indent=1).encode())
     store.write("comparison.md", _markdown(rows, left_out, facts).encode())
     store.write("comparison.png", draw(rows))
     print(_overview(rows))

@@ -10,13 +10,17 @@ from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.report.html import write_report
-from fmad_dist.evaluation.results import Results, write_results
+from fmad_dist.evaluation.results import RESULTS_NAME, SCORES_NAME, TABLE_NAME, Results, write_results
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.networks.build import describe_network
+from fmad_dist.storage import Store
+from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
+STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
+REPORT_NAME = "report.html"
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
@@ -43,7 +47,8 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
     world.join(timeout=LONGEST_WAIT)
-    partial = PartialStates(options.out, evaluation_key(detector, mixture), world.rank, options.save_s)
+    key = evaluation_key(detector.spec, mixture.digests)
+    partial = PartialStates(options.out, key, world.rank, options.save_s)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
@@ -54,14 +59,21 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
         return None
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
-    _write(options, detector, mixture, merged, results)
+    _write(options, key, detector, mixture, merged, results)
     partial.clear()
     return results
 
 
 def _write(
-    options: EvaluationOptions, detector: Detector, mixture: Mixture, state: EvaluationState, results: Results
+    options: EvaluationOptions,
+    key: str,
+    detector: Detector,
+    mixture: Mixture,
+    state: EvaluationState,
+    results: Results,
 ) -> None:
+    store = Store(options.out)
+    store.write(STATE_NAME, state.to_bytes())
     write_results(results, options.out)
     spec = detector.spec
     trained_on = ", ".join(f"{name} {digest[:12]}" for name, digest in spec.manifest_digests.items())
@@ -77,7 +89,8 @@ def _write(
         "Tested on": ", ".join(f"{d.name} {d.manifest.digest[:12]}" for d in mixture.datasets),
         "Licences": ", ".join(f"{name}: {licence}" for name, licence in spec.licences.items()),
     }
-    write_report(results, state, options.out / "report.html", title="fmad evaluation", facts=facts)
+    write_report(results, state, options.out / REPORT_NAME, title="fmad evaluation", facts=facts)
+    write_stamp(store, key, facts, (STATE_NAME, SCORES_NAME, TABLE_NAME, RESULTS_NAME, REPORT_NAME))
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:
