@@ -122,7 +122,7 @@ def export(
 def evaluate(
     model: ModelOption,
     manifest: Annotated[list[str], typer.Option("--manifest", help="URL of a converted dataset; repeatable.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for results.json, CSV files and report.html.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results, tables and report.html.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[scorer.key=value]...", help="Score with other settings than the model's own."),
@@ -141,14 +141,14 @@ def evaluate(
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.stream.mixture import Mixture
-    from fmad_dist.tracking.registry import log_evaluation, use_registry
+    from fmad_dist.tracking.registry import log_evaluation, named_version, use_registry
 
     Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
     use_registry(tracking_uri)
     folder = locate_detector(model)
     spec = read_spec(folder)
     override_scorer(spec.scorer, overrides or [])
-    arguments = ["--model", str(folder), "--name", model, "--out", str(out), "--workers", str(workers)]
+    arguments = ["--model", str(folder), "--name", named_version(model), "--out", str(out), "--workers", str(workers)]
     arguments += ["--save-every", str(save_every)]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())

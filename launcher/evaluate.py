@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="run directory, detector folder or models:/ URI")
     parser.add_argument("--name", help="what the report calls the model; default: --model")
     parser.add_argument("--manifest", required=True, action="append", help="URL of a converted dataset; repeatable")
-    parser.add_argument("--out", required=True, type=Path, help="folder for results.json, CSV files and report.html")
+    parser.add_argument("--out", required=True, type=Path, help="folder for results, tables and report.html")
     parser.add_argument("--workers", type=int, default=0, help="reader processes per rank")
     parser.add_argument(
         "--save-every", type=float, default=60.0, metavar="SECONDS", help="keep what was scored so often"

@@ -14,11 +14,11 @@ from fmad_dist.comparison.peers import PEER_MARK
 from fmad_dist.comparison.table import COMPARISON_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.report.benchmark import compared_rows
-from fmad_dist.evaluation.report.html import write_report
+from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
 from fmad_dist.evaluation.report.published import ComparedRow, published_rows
 from fmad_dist.evaluation.report.tables import write_tables
 from fmad_dist.evaluation.results import METRIC_NAMES, RESULTS_NAME, Results, results_json
-from fmad_dist.evaluation.run import REPORT_NAME, STATE_NAME
+from fmad_dist.evaluation.run import STATE_NAME
 from fmad_dist.evaluation.state import EvaluationState, dataset_of
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import read_stamp

@@ -6,15 +6,16 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from fmad_dist.comparison.peers import PEER_MARK
 from fmad_dist.detector import DetectorSpec
+from fmad_dist.evaluation.report.benchmark import benchmark_grids, benchmark_tables, measured_row
+from fmad_dist.evaluation.report.grid import markdown
+from fmad_dist.evaluation.report.published import ComparedRow, Origin, published_rows
 from fmad_dist.evaluation.results import Metrics, Results
 from fmad_dist.networks.build import describe_network
 from fmad_dist.storage import Store
@@ -114,11 +115,16 @@ def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, st
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     if left_out:
         lines += ["", "## Left out", ""] + [f"- {name}: {reason}." for name, reason in left_out.items()]
-    return "\n".join([*lines, "", *_published(), ""])
+    return "\n".join([*lines, "", *_beside_published(rows)])
 
 
-def _published() -> list[str]:
-    body = yaml.safe_load((files("fmad_dist.comparison") / "published.yaml").read_text())
-    lines = ["## Published, for orientation", "", body["note"].strip(), "", "| method | I-AUROC | P-AUROC | AUPRO |"]
-    lines.append("|---|---:|---:|---:|")
-    return lines + [f"| {row['method']} | {' | '.join(f'{v:.3f}' for v in row['values'])} |" for row in body["rows"]]
+def _beside_published(rows: Sequence[Row]) -> list[str]:
+    """A table for every dataset about which something is published."""
+    measured: dict[str, list[ComparedRow]] = {}
+    for row in rows:
+        origin: Origin = "peer" if PEER_MARK in row.title else "ours"
+        for dataset, mean in row.results.datasets.items():
+            if published_rows(dataset):
+                found = measured_row(dataset, mean, row.results.protocol.name, row.title, origin)
+                measured.setdefault(dataset, []).append(found)
+    return [markdown(grid) for grid in benchmark_grids(benchmark_tables(measured))]

@@ -17,7 +17,9 @@ from fmad_dist.evaluation.channels import channels_on_map
 from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.speed import Stopwatch
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+from fmad_dist.flow.noise import content_keys
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure
 from fmad_dist.stream.mixture import Mixture
@@ -75,9 +77,10 @@ def evaluate_share(
     workers: int,
     done: Set[str] = frozenset(),
     partial: PartialStates | None = None,
+    watch: Stopwatch | None = None,
 ) -> EvaluationState:
     """The state of this rank's share of the test split without the sample ids that are `done`; `partial` keeps it
-    for the case that the evaluation is killed.
+    for the case that the evaluation is killed, `watch` notes where the time goes.
 
     Raises:
         UserError: a test image cannot be read, or its class was never trained on.
@@ -86,11 +89,19 @@ def evaluate_share(
         torch.set_num_threads(1)
     state = EvaluationState(detector.spec.protocol)
     detector.place(device)
-    for batch in own_test_batches(detector, mixture, world, workers, "evaluate", done):
-        for scored in scored_images(mixture, batch, detector(batch.images)):
-            state.update(scored)
-        if partial is not None:
-            partial.save(state)
+    watch = watch or Stopwatch(device)
+    for batch in watch.reading(own_test_batches(detector, mixture, world, workers, "evaluate", done)):
+        with watch.phase("features"):
+            x = detector.features(batch.images)
+        with watch.phase("score"):
+            found = detector.score(x, content_keys(batch.images))
+        with watch.phase("metrics"):
+            for scored in scored_images(mixture, batch, found):
+                state.update(scored)
+        with watch.phase("save"):
+            if partial is not None:
+                partial.save(state)
+        watch.num_images += len(batch.rows)
     return state
 
 

@@ -1,26 +1,29 @@
 """A whole evaluation: load the detector, score on all ranks, write results, report and tracking on the main one."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from fmad_dist.config_files import override_scorer
-from fmad_dist.detector import Detector
+from fmad_dist.detector import Detector, DetectorSpec
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
-from fmad_dist.evaluation.report.html import write_report
-from fmad_dist.evaluation.results import RESULTS_NAME, SCORES_NAME, TABLE_NAME, Results, write_results
+from fmad_dist.evaluation.provenance import configuration, provenance
+from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
+from fmad_dist.evaluation.report.tables import write_tables
+from fmad_dist.evaluation.results import Results, write_results
+from fmad_dist.evaluation.speed import Speed, Stopwatch, speed_of, write_speed
 from fmad_dist.evaluation.state import EvaluationState
-from fmad_dist.networks.build import describe_network
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.tracking.registry import EVALUATION_FILES
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
 STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
-REPORT_NAME = "report.html"
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
@@ -53,44 +56,34 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
         print(f"{len(done)} images were scored before; going on with the others", flush=True)
-    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial)
+    watch = Stopwatch(world.device)
+    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial, watch)
+    shares = gather_objects(watch.stop())
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
         return None
+    start = time.perf_counter()
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
-    _write(options, key, detector, mixture, merged, results)
+    speed = speed_of(shares, time.perf_counter() - start, world.device)
+    facts = provenance(detector, mixture, options.name)
+    _write(options.out, detector.spec, facts, merged, results, speed)
+    write_stamp(Store(options.out), key, facts, (STATE_NAME, *EVALUATION_FILES))
     partial.clear()
     return results
 
 
 def _write(
-    options: EvaluationOptions,
-    key: str,
-    detector: Detector,
-    mixture: Mixture,
-    state: EvaluationState,
-    results: Results,
+    out: Path, spec: DetectorSpec, facts: dict[str, str], state: EvaluationState, results: Results, speed: Speed
 ) -> None:
-    store = Store(options.out)
-    store.write(STATE_NAME, state.to_bytes())
-    write_results(results, options.out)
-    spec = detector.spec
-    trained_on = ", ".join(f"{name} {digest[:12]}" for name, digest in spec.manifest_digests.items())
-    facts = {
-        "Model": options.name,
-        "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
-        "Network evaluations per image": str(detector.scorer.evaluations),
-        "Network": describe_network(spec.network),
-        "Objective": f"path {spec.objective.path}, coupling {spec.objective.coupling}",
-        "Backbone": f"{spec.features.backbone} (weights {spec.backbone_digest[:12]})",
-        "Training steps": str(spec.train_step),
-        "Trained on": trained_on,
-        "Tested on": ", ".join(f"{d.name} {d.manifest.digest[:12]}" for d in mixture.datasets),
-        "Licences": ", ".join(f"{name}: {licence}" for name, licence in spec.licences.items()),
-    }
-    write_report(results, state, options.out / REPORT_NAME, title="fmad evaluation", facts=facts)
-    write_stamp(store, key, facts, (STATE_NAME, SCORES_NAME, TABLE_NAME, RESULTS_NAME, REPORT_NAME))
+    """The state and EVALUATION_FILES."""
+    Store(out).write(STATE_NAME, state.to_bytes())
+    write_results(results, out)
+    write_speed(speed, out)
+    write_tables(results, out)
+    settings = configuration(spec)
+    page = out / REPORT_NAME
+    write_report(results, state, page, title="fmad evaluation", facts=facts, configuration=settings, speed=speed)
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:

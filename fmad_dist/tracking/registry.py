@@ -10,6 +10,17 @@ from fmad_dist.config import RunConfig
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.tracking.runs import connect, tracking_uri
 
+# what run_evaluation writes; named here because its modules import torch
+EVALUATION_FILES = (
+    "results.json",
+    "results.csv",
+    "scores.csv",
+    "results.md",
+    "results.tex",
+    "speed.json",
+    "report.html",
+)
+
 
 def register_detector(detector: Path, config: RunConfig, run_id: str) -> str:
     """Log the detector folder to the run as a pyfunc model, register it and give it the alias `candidate`.
@@ -68,8 +79,27 @@ def use_registry(uri: str | None) -> None:
         connect(uri)
 
 
+def named_version(model: str) -> str:
+    """What a report calls a model: an alias moves on, so the version and the run behind it are named too.
+
+    Raises:
+        UserError: the registry has no such version, or cannot be reached.
+    """
+    if not model.startswith("models:/"):
+        return model
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = _version_of(mlflow.MlflowClient(), model)
+    except (MlflowException, OSError) as error:
+        raise _not_there(model, error) from None
+    exact = f"models:/{version.name}/{version.version}"
+    return exact + (f", now {model}" if model != exact else "") + f", MLflow run {version.run_id}"
+
+
 def log_evaluation(model: str, results: Path) -> None:
-    """Copy metrics and report of an evaluated registry version to its run and tag the version.
+    """Copy metrics and files of an evaluated registry version to its run and tag the version.
 
     Does nothing for detectors that are not in a registry.
     """
@@ -87,7 +117,7 @@ def log_evaluation(model: str, results: Path) -> None:
             client.log_metric(version.run_id, name, value)
             client.set_model_version_tag(version.name, version.version, f"fmad.{name}", f"{value:.6f}")
         client.set_model_version_tag(version.name, version.version, "fmad.protocol", json.dumps(body["protocol"]))
-        for name in ("results.json", "results.csv", "report.html"):
+        for name in EVALUATION_FILES:
             client.log_artifact(version.run_id, str(results / name), artifact_path="evaluation")
     except (MlflowException, OSError) as error:
         raise UserError(f"{results}: complete, but MLflow did not take a copy ({first_line(error)}).") from None
@@ -117,11 +147,16 @@ def download_model(uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
     except (MlflowException, OSError) as error:
-        where = mlflow.get_registry_uri()
-        raise UserError(
-            f"{uri}: not in the registry at {where} ({first_line(error)}); check the name, the alias and "
-            "MLFLOW_TRACKING_URI (or --tracking-uri)."
-        ) from None
+        raise _not_there(uri, error) from None
+
+
+def _not_there(uri: str, error: Exception) -> UserError:
+    import mlflow
+
+    return UserError(
+        f"{uri}: not in the registry at {mlflow.get_registry_uri()} ({first_line(error)}); check the name, the alias "
+        "and MLFLOW_TRACKING_URI (or --tracking-uri)."
+    )
 
 
 def _log_model(detector: Path, name: str, run_id: str) -> str:

@@ -1,44 +1,26 @@
 """The report: one offline page that says what the results say."""
 
 import re
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_states import SIZE, scored, single_defects, three_classes
 
 from fmad_dist.evaluation.curves import Curve
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import Channel
 from fmad_dist.evaluation.report import charts
 from fmad_dist.evaluation.report.html import write_report
 from fmad_dist.evaluation.report.tiles import gallery, heat_range
 from fmad_dist.evaluation.results import ScoreRow
-from fmad_dist.evaluation.state import EvaluationState, ScoredImage
-
-SIZE = 32
-
-
-def scored(name: str, class_name: str, label: int, seed: int, scale: float = 1.0) -> ScoredImage:
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
-    mask[4:12, 6:20] = label == 1
-    anomaly_map = ((rng.normal(size=mask.shape) + mask) * scale).astype(np.float32)
-    image = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    defect = "<b>dent</b>" if label else "good"
-    return ScoredImage(name, class_name, label, defect, float(anomaly_map.max()), anomaly_map, mask, image)
+from fmad_dist.evaluation.state import EvaluationState
 
 
 @pytest.fixture
 def state() -> EvaluationState:
-    """A class with both labels, one without anomalies, one whose scores are huge."""
-    state = EvaluationState(Protocol(map_size=SIZE))
-    for i in range(12):
-        state.update(scored(f"toy/disc/test/{i}", "toy/disc", i % 2, i))
-        state.update(scored(f"toy/only good/test/{i}", "toy/only good", 0, 50 + i))
-        state.update(scored(f"other/huge/test/{i}", "other/huge", i % 2, 90 + i, scale=10.0 ** (3 * i)))
-    return state
+    return three_classes()
 
 
 class Checker(HTMLParser):
@@ -101,20 +83,14 @@ def test_page_shows_every_class_metric_and_reason(state: EvaluationState, tmp_pa
         if not result.undefined:
             assert f">{100 * result.metrics.aupro:.1f}<" in page
     assert f"<dd>{100 * results.mean.metrics.image_auroc:.1f}</dd>" in page
-    assert "because the class has no anomalous images: image auroc, image ap, image f1max." in page
+    assert "because the class has no anomalous images: image AUROC, image AP, image F1max." in page
     assert "left out: 1 undefined" in page
     assert "fmad-2026" in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
 def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
-    state = EvaluationState(Protocol(map_size=SIZE))
-    for i in range(12):
-        image = scored(f"loco/box/test/{i}", "loco/box", int(i % 3 > 0), i)
-        if image.label:
-            kind = ("logical_anomalies", "structural_anomalies")[i % 2]
-            image = replace(image, defect_type=kind, channels=(Channel(image.mask, 40),))
-        state.update(image)
+    state = single_defects()
     page, result = page_of(state, tmp_path), state.compute().classes["loco/box"]
     for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
         assert f">{title}</th>" in page

@@ -1,84 +1,83 @@
 """Put an evaluation on one HTML page that opens offline."""
 
-import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fmad_dist.evaluation.report import charts
-from fmad_dist.evaluation.report.tiles import Gallery, gallery
-from fmad_dist.evaluation.results import METRIC_NAMES, ClassResult, MeanResult, Results
-from fmad_dist.evaluation.state import EvaluationState, dataset_of
+from fmad_dist.evaluation.report.bars import bar_charts
+from fmad_dist.evaluation.report.benchmark import ORIGINS, benchmark_tables, compared_rows, shared_cautions
+from fmad_dist.evaluation.report.published import ComparedRow
+from fmad_dist.evaluation.report.sections import class_section, interval_notes
+from fmad_dist.evaluation.report.summary import areas_table, lowest_values, summary_rows
+from fmad_dist.evaluation.report.titles import bare_title, long_title, metric_groups, percent, short_title
+from fmad_dist.evaluation.results import METRIC_NAMES, Results
+from fmad_dist.evaluation.speed import PHASES, Speed
+from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.storage import Store
 
-METRIC_TITLES = {
-    "image_auroc": "AUROC",
-    "image_ap": "AP",
-    "image_f1max": "F1max",
-    "pixel_auroc": "AUROC",
-    "pixel_ap": "AP",
-    "pixel_f1max": "F1max",
-    "aupro": "AUPRO",
-}
-HEADLINE = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "aupro": "AUPRO",
-}
-BOUND_WORTH_A_NOTE = 1e-4
+REPORT_NAME = "report.html"
+HEADLINE = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
+NO_PEERS: Mapping[str, Sequence[ComparedRow]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A metric in percent, or a dash with the reason in `note`; `lowest` marks the weakest class of the column."""
+def write_report(
+    results: Results,
+    state: EvaluationState,
+    out: Path,
+    *,
+    title: str,
+    facts: dict[str, str],
+    peers: Mapping[str, Sequence[ComparedRow]] = NO_PEERS,
+    configuration: str = "",
+    speed: Speed | None = None,
+) -> Path:
+    """Write the page to the file `out`, completely or not at all, and return its path. It loads nothing from anywhere.
 
-    text: str
-    note: str = ""
-    lowest: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the summary table; `kind` is class, dataset or mean."""
-
-    name: str
-    kind: str
-    anchor: str
-    counts: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of percentages: `titles` of the columns, and rows of a name, its kind, a count and the cells."""
-
-    titles: tuple[str, ...]
-    rows: tuple[tuple[str, str, str, tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassSection:
-    name: str
-    anchor: str
-    counts: str
-    charts: tuple[charts.Chart, ...]
-    gallery: Gallery
-    notes: tuple[str, ...]
-    types: Table | None  # by type of defect, when there are several
-
-
-def write_report(results: Results, state: EvaluationState, out: Path, *, title: str, facts: dict[str, str]) -> Path:
-    """Write the page to the file `out`, completely or not at all, and return its path.
-
-    `state` is the merged state that `results` were computed from; `facts` is where the numbers come from, by name
-    (model, manifests, configuration, ...). The page loads nothing from anywhere.
+    `state` is the merged state that `results` were computed from; `facts` is where the numbers come from, by name;
+    `peers` are measured rows per dataset that stand between ours and the published ones. With equal input the page has
+    equal bytes; what was measured about speed differs, and stands between `<!-- measured -->` and `<!-- /measured -->`.
     """
+    page = _template().render(
+        title=title,
+        **_overview(results),
+        **_comparison(results, peers),
+        sections=[class_section(name, results, state) for name in results.classes],
+        frame=charts,
+        speed=speed,
+        phases=PHASES,
+        facts=facts,
+        configuration=configuration,
+        protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
+    )
+    Store(out.parent).write(out.name, page.encode())
+    return out
+
+
+def _overview(results: Results) -> dict[str, Any]:
+    groups = metric_groups()
+    return {
+        "mean": results.mean,
+        "headline": [(long_title(name), percent(getattr(results.mean.metrics, name))) for name in HEADLINE],
+        "mean_notes": interval_notes(results.mean.intervals),
+        "metric_groups": groups,
+        "group_starts": {METRIC_NAMES.index(names[0]) for _, names in groups},
+        "rows": summary_rows(results),
+        "any_lowest": bool(lowest_values(results)),
+        "left_out": results.mean.undefined,
+        "bars": bar_charts(results),
+        "areas": areas_table(results),
+    }
+
+
+def _comparison(results: Results, peers: Mapping[str, Sequence[ComparedRow]]) -> dict[str, Any]:
+    tables = benchmark_tables(compared_rows(results, peers))
+    return {"benchmarks": tables, "shared_cautions": shared_cautions(tables), "origins": ORIGINS}
+
+
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("fmad_dist.evaluation.report", "templates"),
         autoescape=True,
@@ -86,139 +85,5 @@ def write_report(results: Results, state: EvaluationState, out: Path, *, title: 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        headline=[(name, _percent(getattr(results.mean.metrics, key))) for key, name in HEADLINE.items()],
-        mean=results.mean,
-        mean_interval=_interval(results.mean.intervals["image_auroc"]) if results.mean.intervals else "",
-        metric_titles=METRIC_TITLES,
-        rows=_table(results),
-        any_lowest=bool(_lowest(results)),
-        areas=_areas(results),
-        sections=[_section(name, results, state) for name in results.classes],
-        facts=facts,
-        protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
-        left_out=results.mean.undefined,
-        frame=charts,
-    )
-    Store(out.parent).write(out.name, page.encode())
-    return out
-
-
-def _table(results: Results) -> list[Row]:
-    """The overall mean, then every dataset's mean followed by its classes."""
-    rows = [_row("Mean over classes", "mean", "", results.mean, {})]
-    lowest = _lowest(results)
-    for dataset, mean in results.datasets.items():
-        rows.append(_row(dataset, "dataset", "", mean, {}))
-        for name, result in results.classes.items():
-            if dataset_of(name) == dataset:
-                rows.append(_row(name.split("/", 1)[-1], "class", _anchor(name), result, lowest))
-    return rows
-
-
-def _areas(results: Results) -> Table:
-    """The areas at further limits, and what only some benchmarks have, in the order of the summary's rows."""
-    names = tuple(results.mean.areas)
-    found: list[tuple[str, str, ClassResult | MeanResult]] = [("Mean over classes", "mean", results.mean)]
-    for dataset, mean in results.datasets.items():
-        found.append((dataset, "dataset", mean))
-        classes = [(n.split("/", 1)[-1], "class", r) for n, r in results.classes.items() if dataset_of(n) == dataset]
-        found += classes
-    rows = [(name, kind, "", _cells(result.areas, names)) for name, kind, result in found]
-    return Table(tuple(map(_area_title, names)), tuple(rows))
-
-
-def _types(result: ClassResult) -> Table | None:
-    if len(result.defects) < 2:
-        return None
-    areas = tuple(sorted({name for defect in result.defects.values() for name in defect.areas if "spro" in name}))
-    rows = []
-    for name, defect in result.defects.items():
-        metrics = tuple(map(_percent, asdict(defect.metrics).values()))
-        rows.append((name, "class", str(defect.num_anomalous), metrics + _cells(defect.areas, areas)))
-    titles = [f"{name.split('_')[0]} {title}".removeprefix("aupro ") for name, title in METRIC_TITLES.items()]
-    return Table((*titles, *map(_area_title, areas)), tuple(rows))
-
-
-def _cells(areas: dict[str, float], names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(_percent(areas.get(name, math.nan)) for name in names)
-
-
-def _area_title(name: str) -> str:
-    kind, _, limit = name.partition("@")
-    title = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC of types"}[kind]
-    return f"{title} {limit}".strip()
-
-
-def _row(name: str, kind: str, anchor: str, result: ClassResult | MeanResult, lowest: dict[str, float]) -> Row:
-    cells = []
-    for metric, value in asdict(result.metrics).items():
-        reason: Any = result.undefined.get(metric, "")
-        note = f"left out: {reason} undefined" if isinstance(reason, int) else reason
-        cells.append(Cell(_percent(value), note, lowest=value == lowest.get(metric)))
-    if isinstance(result, ClassResult):
-        counts = f"{result.num_normal} + {result.num_anomalous}"
-    else:
-        counts = f"{result.num_images}"
-    return Row(name, kind, anchor, counts, tuple(cells))
-
-
-def _lowest(results: Results) -> dict[str, float]:
-    """The lowest value of each metric among the classes, when there are enough of them to compare."""
-    if len(results.classes) < 3:
-        return {}
-    tables = [asdict(result.metrics) for result in results.classes.values()]
-    columns = {name: [table[name] for table in tables if not math.isnan(table[name])] for name in METRIC_NAMES}
-    return {name: min(values) for name, values in columns.items() if len(set(values)) > 1}
-
-
-def _section(name: str, results: Results, state: EvaluationState) -> ClassSection:
-    result, class_state = results.classes[name], state.classes[name]
-    rows = [row for row in results.scores if row.class_name == name]
-    histogram = class_state.merged_histogram()
-    drawn = (
-        charts.score_chart(rows),
-        charts.roc_chart(rows, histogram, result),
-        charts.pro_chart(histogram, result, results.protocol.fpr_limit),
-    )
-    return ClassSection(
-        name=name,
-        anchor=_anchor(name),
-        counts=f"{result.num_normal} normal and {result.num_anomalous} anomalous images, {result.num_regions} regions",
-        charts=tuple(chart for chart in drawn if chart is not None),
-        gallery=gallery(class_state.board),
-        notes=tuple(_notes(result)),
-        types=_types(result),
-    )
-
-
-def _notes(result: ClassResult) -> list[str]:
-    """What a reader of this class's numbers has to know."""
-    notes = [f"Image AUROC {_interval(result.intervals['image_auroc'])}."] if result.intervals else []
-    for reason in dict.fromkeys(result.undefined.values()):
-        names = ", ".join(name.replace("_", " ") for name, why in result.undefined.items() if why == reason)
-        notes.append(f"Undefined, because the class has {reason}: {names}.")
-    if result.num_empty_masks:
-        notes.append(
-            f"{result.num_empty_masks} anomalous images have an empty mask; they count for the image metrics, and all "
-            "their pixels count as normal."
-        )
-    if max(result.pixel_auroc_bound, result.aupro_bound) > BOUND_WORTH_A_NOTE:
-        notes.append(
-            f"Pixel scores were binned to {result.histogram_bits} bits: pixel AUROC may be off by up to "
-            f"{result.pixel_auroc_bound:.1g}, AUPRO by up to {result.aupro_bound:.1g}."
-        )
-    return notes
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{_percent(interval[0])} to {_percent(interval[1])} (95 %, bootstrap over images)"
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _anchor(name: str) -> str:
-    return "class-" + re.sub(r"[^A-Za-z0-9]+", "-", name)
+    environment.filters |= {"bare_title": bare_title, "short_title": short_title}
+    return environment.get_template("report.html.j2")
