@@ -1,7 +1,7 @@
 """One report over all evaluations that are there: their states are joined, and nothing is scored again."""
 
 import json
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +13,11 @@ from fmad_dist.comparison.choice import title as scorer_title
 from fmad_dist.comparison.peers import PEER_MARK
 from fmad_dist.comparison.table import COMPARISON_NAME
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.report.benchmark import compared_rows
+from fmad_dist.evaluation.report.benchmark import compared_rows, measured_note
 from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
 from fmad_dist.evaluation.report.published import ComparedRow, published_rows
 from fmad_dist.evaluation.report.tables import write_tables
-from fmad_dist.evaluation.results import METRIC_NAMES, RESULTS_NAME, Results, results_json
+from fmad_dist.evaluation.results import RESULTS_NAME, Results, results_json
 from fmad_dist.evaluation.run import STATE_NAME
 from fmad_dist.evaluation.state import EvaluationState, dataset_of
 from fmad_dist.storage import Store
@@ -96,27 +96,20 @@ def _compared(stages: Iterable[Compare]) -> Compared:
     found: Compared = {}
     for stage in stages:
         scorers = json.loads(Store(stage.out).read(COMPARISON_NAME))["scorers"]
-        for dataset in stage.part.manifests:
-            found[dataset] = [
-                _row(title, dataset, values["classes"])
-                for title, values in scorers.items()
-                if title != scorer_title(stage.spec.scorer)  # the evaluation says it already
-            ]
+        scorers.pop(scorer_title(stage.spec.scorer), None)  # the evaluation says it already
+        for title, values in scorers.items():
+            counts = Counter(map(dataset_of, values["classes"]))
+            for dataset, mean in values["datasets"].items():
+                note = measured_note(dataset, counts[dataset], stage.spec.protocol.name)
+                found.setdefault(dataset, []).append(_row(title, mean, note))
     return found
 
 
-def _row(title: str, dataset: str, classes: Mapping[str, Mapping[str, float | None]]) -> ComparedRow:
-    """Means over the classes that define a metric."""
-    own = [values for name, values in classes.items() if dataset_of(name) == dataset]
-    metrics = {}
-    for metric in METRIC_NAMES:
-        defined = [value for values in own if (value := values[metric]) is not None]
-        if defined:
-            metrics[metric] = math.fsum(defined) / len(defined)
-    is_peer = PEER_MARK in title
-    name = title.replace(PEER_MARK, "").strip()
-    note = "the same features, samples and protocol"
-    return ComparedRow(name if is_peer else f"fmad {name}", "peer" if is_peer else "ours", note, metrics)
+def _row(title: str, mean: Mapping[str, float | None], note: str) -> ComparedRow:
+    metrics = {metric: value for metric, value in mean.items() if value is not None}
+    if PEER_MARK in title:
+        return ComparedRow(title.replace(PEER_MARK, "").strip(), "peer", note, metrics)
+    return ComparedRow(f"fmad {title}", "ours", note, metrics)
 
 
 def _facts(found: Found) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fmad_dist.comparison.choice import Choice, choose
-from fmad_dist.comparison.cost import Cost
+from fmad_dist.comparison.cost import Cost, mean_speed
 from fmad_dist.comparison.peers import Peer, choose_peers, train_peer
 from fmad_dist.comparison.table import FILES, Row, write_comparison
 from fmad_dist.config import RunConfig
@@ -62,7 +62,7 @@ def run_comparison(config: RunConfig, model: str | Path, scorers: str, peers: st
     for name, member in part.detectors.items():
         results = merge_states([states[name] for states, _ in gathered], mixture).compute()
         costs = [costs[name] for _, costs in gathered]
-        speed = sum(cost.images_per_s for cost in costs) / len(costs)
+        speed = mean_speed(costs)
         peak = max(cost.peak_bytes for cost in costs)
         rows.append(Row(name, member.scorer.evaluations, speed, peak, results))
     write_comparison(rows, choice.left_out, detector.spec, part.features.images_per_s, world, out)

@@ -32,7 +32,8 @@ PEER_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One scorer: network evaluations per image, images/s and peak memory of its part alone, and its results."""
+    """One scorer: network evaluations per image, images/s and peak memory of its part alone, and its results. With one
+    batch per process there is no speed, because it warms up, and images/s are NaN."""
 
     title: str
     evaluations: int
@@ -55,7 +56,7 @@ def write_comparison(
     facts = _facts(spec, features_per_s, world)
     store = Store(out)
     body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
-    store.write(COMPARISON_NAME, json.dumps(body, indent=1).encode())
+    store.write(COMPARISON_NAME, json.dumps(body, indent=1, allow_nan=False).encode())
     store.write("comparison.md", _markdown(rows, left_out, facts).encode())
     store.write("comparison.png", draw(rows))
     print(_overview(rows))
@@ -68,7 +69,7 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
     return {
         "Objective": f"path {objective.path}, coupling {objective.coupling}, a = {spec.coupling_strength:.3f}",
         "Network": describe_network(spec.network),
-        "Features": f"{spec.features.backbone}, {features_per_s:.1f} images/s per process",
+        "Features": f"{spec.features.backbone}, {_speed(features_per_s)} images/s per process",
         "Training": f"{spec.train_step} steps",
         "Protocol": spec.protocol.name,
         "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
@@ -79,25 +80,34 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
 def _values(row: Row) -> dict[str, Any]:
     return {
         "evaluations": row.evaluations,
-        "images_per_s": row.images_per_s,
+        "images_per_s": _known(row.images_per_s),
         "peak_mib": row.peak_bytes / 2**20,
         "mean": _finite(row.results.mean.metrics),
+        "datasets": {name: _finite(result.metrics) for name, result in row.results.datasets.items()},
         "classes": {name: _finite(result.metrics) for name, result in row.results.classes.items()},
     }
 
 
 def _finite(metrics: Metrics) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in asdict(metrics).items()}
+    return {key: _known(value) for key, value in asdict(metrics).items()}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _overview(rows: Sequence[Row]) -> str:
     lines = ["| scorer | evaluations | images/s | peak MiB | " + " | ".join(SHOWN.values()) + " |"]
     lines.append("|---|" + "---:|" * (3 + len(SHOWN)))
     for row in rows:
-        cells = [row.title, str(row.evaluations), f"{row.images_per_s:.1f}", f"{row.peak_bytes / 2**20:.0f}"]
+        cells = [row.title, str(row.evaluations), _speed(row.images_per_s), f"{row.peak_bytes / 2**20:.0f}"]
         cells += [f"{getattr(row.results.mean.metrics, key):.3f}" for key in SHOWN]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _speed(images_per_s: float) -> str:
+    return "–" if math.isnan(images_per_s) else f"{images_per_s:.1f}"
 
 
 def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, str]) -> str:
