@@ -130,7 +130,8 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
 @contextmanager
 def ending_well() -> Iterator[None]:
     """Around the work of a launched process: bad input ends it with one sentence, and what breaks because another
-    process ended that way is not told on top of it."""
+    process ended that way is not told on top of it. It ends with the launcher that started it."""
+    die_with_parent()
     try:
         yield
     except UserError as error:
