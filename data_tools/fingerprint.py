@@ -45,7 +45,10 @@ def digest_head(tree: SourceTree, form: StoredForm, shard_bytes: int) -> str:
     head: list[object] = [FORMAT, _ENCODING, tree.dataset, tree.layout, tree.licence, tree.note, tree.citation]
     head += [form.size, form.original, shard_bytes, tree.mask_semantics, IMAGE_RESAMPLE, MASK_RESAMPLE, XYZ_RESAMPLE]
     saturation = {name: [rule.model_dump() for rule in rules] for name, rules in sorted(tree.saturation.items())}
-    return json.dumps([*head, saturation], ensure_ascii=True)
+    head.append(saturation)
+    if form.keeps_masks(tree.mask_semantics) and not form.original:
+        head.append("masks as published")
+    return json.dumps(head, ensure_ascii=True)
 
 
 def image_line(image: SourceImage, found: FileDigests) -> str:

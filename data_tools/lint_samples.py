@@ -59,7 +59,7 @@ def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, fo
     if sample.image is not None:
         form = _Form(f"{key}.", sample.width, sample.height, resized=True)
         yield from _check_form(sample.image, sample.masks, form, members)
-    if sample.original is not None:
+    if sample.original is not None or sample.original_masks:
         prefix = f"{key}." if foreign else f"{key}.original."
         form = _Form(prefix, sample.source_width, sample.source_height, resized=False)
         yield from _check_form(sample.original, sample.original_masks, form, members)
@@ -69,6 +69,8 @@ def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, fo
     num_masks = len(sample.masks if sample.image else sample.original_masks)
     if bool(num_masks) != bool(sample.label):
         yield f"label {sample.label} with {num_masks} masks"
+    if sample.image and len(sample.original_masks) not in (0, num_masks):
+        yield f"{num_masks} resized masks of {len(sample.original_masks)} published ones"
     if len(sample.mask_ids) != num_masks:
         yield f"{num_masks} masks with ids for {len(sample.mask_ids)}"
     yield from _check_xyz(sample, key, members)
@@ -84,15 +86,9 @@ class _Form:
     resized: bool
 
 
-def _check_form(image: Span, masks: tuple[Span, ...], form: _Form, members: ShardMembers) -> Iterator[str]:
-    found = members.by_offset.get(image.offset)
-    if found is None or not found.name.startswith(form.stem):
-        yield f"no image {form.stem}* starts at byte {image.offset}"
-        return
-    members.claimed.add(found.name)
-    if found.span != image:
-        yield f"{found.name}: its bytes differ from the index"
-    yield from _check_image(found, form)
+def _check_form(image: Span | None, masks: tuple[Span, ...], form: _Form, members: ShardMembers) -> Iterator[str]:
+    if image is not None:
+        yield from _check_image(image, form, members)
     for span in masks:
         mask = members.by_offset.get(span.offset)
         if mask is None or not mask.name.startswith(form.stem):
@@ -104,7 +100,14 @@ def _check_form(image: Span, masks: tuple[Span, ...], form: _Form, members: Shar
         yield from _check_mask(mask, form)
 
 
-def _check_image(member: Member, form: _Form) -> Iterator[str]:
+def _check_image(image: Span, form: _Form, members: ShardMembers) -> Iterator[str]:
+    member = members.by_offset.get(image.offset)
+    if member is None or not member.name.startswith(form.stem):
+        yield f"no image {form.stem}* starts at byte {image.offset}"
+        return
+    members.claimed.add(member.name)
+    if member.span != image:
+        yield f"{member.name}: its bytes differ from the index"
     pixels = _decoded(member)
     if isinstance(pixels, str):
         yield pixels

@@ -46,6 +46,7 @@ def sample_members(dataset: str, record: SourceImage, rendered: Rendered) -> dic
         files |= zip(mask_extensions([".png"] * len(rendered.masks)), rendered.masks, strict=True)
     if rendered.original is not None:
         files[f"{ORIGINAL}{record.image.suffix.lower()}"] = rendered.original
+    if rendered.original_masks:
         names = mask_extensions([path.suffix.lower() for path in record.masks])
         files |= {f"{ORIGINAL}.{name}": data for name, data in zip(names, rendered.original_masks, strict=True)}
     if rendered.xyz is not None:

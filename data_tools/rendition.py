@@ -19,6 +19,7 @@ from data_tools.readers.source import MaskMeaning, SourceImage
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import decoding, open_image, square_rgb
 from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
+from fmad_dist.stream.manifest import MaskSemantics
 
 IMAGE_RESAMPLE = "lanczos, antialiased, 8 bit"
 
@@ -36,6 +37,11 @@ class StoredForm:
     @classmethod
     def of(cls, name: RenditionName, size: int) -> "StoredForm":
         return cls(None if name == "original" else size, name != "resized")
+
+    def keeps_masks(self, semantics: MaskSemantics) -> bool:
+        """Whether masks are stored as published: beside original images, and always where each is a single defect,
+        whose saturated overlap is measured at the size of the source (a few KB)."""
+        return self.original or semantics == "channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ def render(record: SourceImage, form: StoredForm) -> Rendered:
         source_height=image.height,
         mask_ids=tuple(ids),
         original=data if form.original else None,
-        original_masks=tuple(published) if form.original else (),
+        original_masks=tuple(published) if form.keeps_masks(record.mask_meaning.semantics) else (),
         xyz=resized_xyz(read_bytes(record.xyz), record.xyz, form.size) if record.xyz else None,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
-from fmad_dist.storage.scratch import is_abandoned, open_scratch
+from fmad_dist.storage.scratch import open_scratch, remove_abandoned
 
 _SUFFIX = ".fmad.tar"
 
@@ -47,10 +47,7 @@ def remove_leftovers(store: Store) -> int:
         return 0
     folder = Path(store.path()) if store.is_local else Path(tempfile.gettempdir())
     found = folder.rglob(f"{TEMPORARY_PREFIX}*") if store.is_local else folder.glob(f"{TEMPORARY_PREFIX}*{_SUFFIX}")
-    leftovers = [path for path in found if path.is_file() and is_abandoned(path)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+    return remove_abandoned(found)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -130,6 +130,12 @@ def evaluate(
     processes: Processes = 0,
     workers: WorkersOption = 0,
     save_every: SaveEveryOption = 60.0,
+    maps: Annotated[
+        str | None, typer.Option("--maps", help="URL of a folder for all anomaly maps, as float16 WebDataset tars.")
+    ] = None,
+    tiff: Annotated[
+        str | None, typer.Option("--tiff", help="URL of a folder for all maps as TIFF at the size of the images.")
+    ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report.
@@ -150,6 +156,7 @@ def evaluate(
     override_scorer(spec.scorer, overrides or [])
     arguments = ["--model", str(folder), "--name", named_version(model), "--out", str(out), "--workers", str(workers)]
     arguments += ["--save-every", str(save_every)]
+    arguments += [word for name, url in (("--maps", maps), ("--tiff", tiff)) if url for word in (name, url)]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)

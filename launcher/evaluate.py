@@ -21,19 +21,24 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=float, default=60.0, metavar="SECONDS", help="keep what was scored so often"
     )
+    parser.add_argument("--maps", metavar="URL", help="folder for all anomaly maps as float16 WebDataset tars")
+    parser.add_argument("--tiff", metavar="URL", help="folder for all maps as TIFF at the size of the images")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
         from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
+        from fmad_dist.tracking.registry import named_version
 
         options = EvaluationOptions(
             model=arguments.model,
-            name=arguments.name or arguments.model,
+            name=arguments.name or named_version(arguments.model),
             manifests=arguments.manifest,
             out=arguments.out,
             workers=arguments.workers,
             save_s=arguments.save_every,
             overrides=arguments.overrides,
+            maps=arguments.maps,
+            tiff=arguments.tiff,
         )
         run_evaluation(options, World.from_environment())
 

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "services"))
 
 import numpy as np
 import pytest
+from browsers import chromium  # noqa: F401  # a fixture for all tests
 from hypothesis import settings
 from PIL import Image
 from storage_servers import bucket, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests

@@ -15,7 +15,6 @@ from fmad_dist.evaluation.curves import (
     rank_pixels,
     rank_scores,
     roc_curve,
-    spro_curve,
 )
 from fmad_dist.evaluation.histogram import KEY_BITS, PixelHistogram
 from fmad_dist.evaluation.protocol import Protocol
@@ -55,7 +54,7 @@ def class_result(state: ClassState, draws: Draws, protocol: Protocol) -> ClassRe
     pixels = _pixel_figures(histogram, protocol)
     areas = pixels.areas
     defects = {name: _defect_result(state, name, protocol) for name in _defect_types(state)}
-    areas |= _means_of_types([defects[name] for name in sorted(state.num_channels)])
+    areas |= _means_of_types([defects[kind] for (_, kind), found in sorted(state.singly.items()) if found.num_regions])
     num_anomalous = sum(row.label for row in scores)
     return ClassResult(
         metrics=Metrics(**values, **pixels.metrics),
@@ -96,10 +95,16 @@ def _defect_result(state: ClassState, defect_type: str, protocol: Protocol) -> D
     scores = [row for row in state.scores.values() if row.label == 0 or row.defect_type == defect_type]
     histogram = state.merged_histogram(defect_type)
     pixels = _pixel_figures(histogram, protocol)
-    areas = pixels.areas
-    if state.num_channels.get(defect_type) and not pixels.undefined:
-        areas |= _areas("au_spro", spro_curve(histogram), protocol.spro_limits)
+    areas = pixels.areas | _spro_areas(state, defect_type, protocol)
     return DefectResult(Metrics(**_image_metrics(scores)[0], **pixels.metrics), areas, sum(row.label for row in scores))
+
+
+def _spro_areas(state: ClassState, defect_type: str, protocol: Protocol) -> dict[str, float]:
+    """AU-sPRO where it is defined; under a name of its own where it was measured on the map."""
+    histogram = state.merged_singly(defect_type)
+    if not histogram.num_regions or not rank_pixels(histogram).num_normal:
+        return {}
+    return _areas("au_spro" if state.native else "au_spro_map", pro_curve(histogram), protocol.spro_limits)
 
 
 def _image_metrics(scores: Sequence[ScoreRow]) -> tuple[dict[str, float], dict[str, str]]:

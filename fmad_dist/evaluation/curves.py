@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fmad_dist.evaluation.histogram import ANOMALOUS, KEY_BITS, NORMAL, SATURATED, WEIGHT, PixelHistogram
+from fmad_dist.evaluation.histogram import ANOMALOUS, KEY_BITS, NORMAL, WEIGHT, PixelHistogram
 
 PLATEAU_SHARE = 2**-10  # a bin with more of all items is taken for tied scores, a clipped floor for example
 
@@ -82,20 +82,12 @@ def roc_curve(ranked: RankedCounts) -> Curve:
 def pro_curve(histogram: PixelHistogram) -> Curve:
     """Per-region overlap over the false positive rate of all normal pixels, good images included (Bergmann 2021).
 
+    Where the regions are single defects with a saturation area, this is the saturated overlap, the mean over channels,
+    over the rate of the pixels outside all channels (Bergmann et al., MVTec LOCO AD, 2022, official evaluation 2.0).
     Needs at least one region and one normal pixel.
     """
     counts = histogram.bins.counts
     return _curve(_from_the_top(counts[NORMAL]), _from_the_top(counts[WEIGHT]))
-
-
-def spro_curve(histogram: PixelHistogram) -> Curve:
-    """Saturated per-region overlap, the mean over defect channels, over the false positive rate of all pixels outside
-    the channels, good images included (Bergmann et al., MVTec LOCO AD, 2022, official evaluation 2.0).
-
-    Needs at least one channel and one normal pixel.
-    """
-    counts = histogram.bins.counts
-    return _curve(_from_the_top(counts[NORMAL]), _from_the_top(counts[SATURATED]))
 
 
 def average_precision(ranked: RankedCounts) -> float:

@@ -1,11 +1,12 @@
 """Score every test image exactly once on any number of processes, and merge to exact results.
 
-Work is dealt in fixed batches of consecutive samples, and on a CPU every process computes with one thread, so that an
-image's scores have the same bits whoever computes them. One collective at the end carries the states to the main rank.
+Work is dealt in fixed shards of fixed batches of consecutive samples, and on a CPU every process computes with one
+thread, so that an image's scores have the same bits whoever computes them. A shard is scored by one rank and kept whole
+or not at all. One collective at the end carries the states to the main rank.
 """
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.channels import channels_on_map
+from fmad_dist.evaluation.channels import single_defects, source_size
+from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates
 from fmad_dist.evaluation.protocol import mask_on_map
-from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.regions import SingleDefects
 from fmad_dist.evaluation.speed import Stopwatch
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.progress import Progress
 from fmad_dist.stream.batches import Failure
+from fmad_dist.stream.manifest import Sample
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.shards import ReadOptions
@@ -29,17 +32,20 @@ from fmad_dist.stream.sources import ImageSource
 from fmad_dist.world import World
 
 BATCH = 8
+MAX_SHARDS = 1024  # enough for every rank to have some, and few files
 PATIENCE_S = 300.0  # an evaluation waits this long for its storage
 
 
 @dataclass(frozen=True, slots=True)
 class TestBatch:
-    """Consecutive test samples with their pixels uint8 [B, 3, S, S], and masks bool [M, M] and single defects each."""
+    """Consecutive test samples with their pixels uint8 [B, 3, S, S], and the mask bool [M, M] and, where the dataset
+    annotates them, the single defects of each; and the number of the shard that ends with it, if one does."""
 
     rows: tuple[int, ...]
     images: torch.Tensor
     masks: tuple[np.ndarray, ...]
-    channels: tuple[tuple[Channel, ...], ...]
+    defects: tuple[SingleDefects | None, ...]
+    ends_shard: int | None = None
 
 
 class TestImages(Dataset):
@@ -57,16 +63,18 @@ class TestImages(Dataset):
             if bad is not None:  # results without it would not be those of the benchmark
                 raise bad
             images = torch.stack([image for image in found if not isinstance(image, BadSample)])
-            masks, channels = zip(*(self._truth(row) for row in rows), strict=True)
-            return TestBatch(tuple(rows), images, masks, channels)
+            masks, defects = zip(*(self._truth(row) for row in rows), strict=True)
+            return TestBatch(tuple(rows), images, masks, defects)
         except UserError as error:
             return Failure(str(error))
 
-    def _truth(self, row: int) -> tuple[np.ndarray, tuple[Channel, ...]]:
+    def _truth(self, row: int) -> tuple[np.ndarray, SingleDefects | None]:
         dataset, position = self.mixture.locate(row)
-        raw = self.source.readers[dataset.name].masks(position)
-        channels = channels_on_map(dataset.manifest, dataset.sample(position), raw, self.map_size)
-        return mask_on_map(raw, self.map_size), channels
+        reader = self.source.readers[dataset.name]
+        raw = reader.masks(position)
+        singly = dataset.manifest.mask_semantics == "channel"
+        defects = single_defects(reader, position, raw, self.map_size) if singly else None
+        return mask_on_map(raw, self.map_size), defects
 
 
 def evaluate_share(
@@ -77,10 +85,12 @@ def evaluate_share(
     workers: int,
     done: Set[str] = frozenset(),
     partial: PartialStates | None = None,
+    files: MapFiles | None = None,
     watch: Stopwatch | None = None,
 ) -> EvaluationState:
     """The state of this rank's share of the test split without the sample ids that are `done`; `partial` keeps it
-    for the case that the evaluation is killed, `watch` notes where the time goes.
+    for the case that the evaluation is killed, `files` are the maps that are written beside, `watch` notes where the
+    time goes.
 
     Raises:
         UserError: a test image cannot be read, or its class was never trained on.
@@ -96,30 +106,53 @@ def evaluate_share(
         with watch.phase("score"):
             found = detector.score(x, content_keys(batch.images))
         with watch.phase("metrics"):
-            for scored in scored_images(mixture, batch, found):
+            images = list(scored_images(mixture, batch, found))
+            for scored in images:
                 state.update(scored)
         with watch.phase("save"):
-            if partial is not None:
-                partial.save(state)
+            if files is not None:
+                for row, scored in zip(batch.rows, images, strict=True):
+                    files.add(scored, *source_size(_sample(mixture, row)))
+            if batch.ends_shard is not None:
+                _end_shard(batch.ends_shard, state, partial, files)
         watch.num_images += len(batch.rows)
+    if files is not None:
+        files.wait()
     return state
+
+
+def _end_shard(number: int, state: EvaluationState, partial: PartialStates | None, files: MapFiles | None) -> None:
+    if files is not None:
+        files.end_shard(number)
+    if partial is not None and partial.is_due:
+        if files is not None:
+            files.wait()  # whatever a kept state counts has its maps
+        partial.save(state)
+
+
+def test_shards(mixture: Mixture) -> list[list[list[int]]]:
+    """The global indices of the test split in order, in batches, in at most MAX_SHARDS shards of equally many batches:
+    a function of the data alone."""
+    rows = mixture.rows("test")
+    batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)]
+    size = max(1, -(-len(batches) // MAX_SHARDS))
+    return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 def own_test_batches(
     detector: Detector, mixture: Mixture, world: World, workers: int, title: str, done: Set[str] = frozenset()
 ) -> Iterator[TestBatch]:
-    """This rank's share of the test split in fixed batches, with a progress bar; batches that are done are left out.
+    """This rank's share of the test split in fixed batches, with a progress bar; shards that are done are left out.
 
     Raises:
         UserError: a test image cannot be read.
     """
-    rows = mixture.rows("test")
-    every = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)]
-    batches = [batch for batch in every if mixture.sample_id(batch[0]) not in done][world.rank :: world.size]
+    left = [(n, shard) for n, shard in enumerate(test_shards(mixture)) if mixture.sample_id(shard[0][0]) not in done]
+    own = [(batch, n if batch is shard[-1] else None) for n, shard in left[world.rank :: world.size] for batch in shard]
     images = TestImages(mixture, detector.image_size, detector.spec.protocol.map_size)
-    with Progress(title, sum(len(batch) for batch in batches), shown=world.is_main) as progress:
-        for batch in _read(images, batches, workers):
-            yield batch
+    with Progress(title, sum(len(batch) for batch, _ in own), shown=world.is_main) as progress:
+        for batch, (_, ended) in zip(_read(images, [batch for batch, _ in own], workers), own, strict=True):
+            yield replace(batch, ends_shard=ended)
             progress.advance(len(batch.rows))
 
 
@@ -152,8 +185,7 @@ def merge_states(parts: Sequence[bytes], mixture: Mixture) -> EvaluationState:
 def _scored(
     mixture: Mixture, row: int, batch: TestBatch, position: int, score: float, anomaly_map: np.ndarray
 ) -> ScoredImage:
-    dataset, place = mixture.locate(row)
-    sample = dataset.sample(place)
+    sample = _sample(mixture, row)
     return ScoredImage(
         sample_id=sample.sample_id,
         class_name=f"{sample.dataset}/{sample.class_name}",
@@ -163,8 +195,13 @@ def _scored(
         anomaly_map=anomaly_map,
         mask=batch.masks[position],
         image=batch.images[position].permute(1, 2, 0).numpy(),
-        channels=batch.channels[position],
+        defects=batch.defects[position],
     )
+
+
+def _sample(mixture: Mixture, row: int) -> Sample:
+    dataset, place = mixture.locate(row)
+    return dataset.sample(place)
 
 
 def _read(images: TestImages, batches: list[list[int]], workers: int) -> Iterator[TestBatch]:

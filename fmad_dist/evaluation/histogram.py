@@ -11,19 +11,18 @@ bins as a squared norm that spans ten decades. What it cannot resolve are scores
 probabilities at 0.9999 for example, beside scores near zero; the error bounds in the results show when that matters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from fmad_dist.errors import UserError
-from fmad_dist.evaluation.regions import REGION_UNIT, Channel, label_regions, saturated_weights
+from fmad_dist.evaluation.regions import REGION_UNIT, Regions, SingleDefects, label_regions, saturated_regions
 
 KEY_BITS = 32
 PENDING_PIXELS = 2**20  # counted in one go; 4 MB
 DENSE_SPAN = 2**22  # a narrower range of keys is counted in an array of that range, a wider one by sorting
 MAX_REGIONS = 2**62 // REGION_UNIT
-NORMAL, ANOMALOUS, WEIGHT, SATURATED = range(4)  # rows of counts
+NORMAL, ANOMALOUS, WEIGHT = range(3)  # rows of counts
 
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
@@ -36,8 +35,7 @@ def ordered_keys(scores: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, slots=True)
 class Bins:
     """Occupied bins, compact: `keys` uint32 [n] ascending and `normal` pixels [n]; for the bins at positions `hit` [m]
-    the `anomalous` pixels [m], their summed region weights `weight` [m] and saturated channel weights `saturated` [m].
-    Counts have the smallest type that fits.
+    the `anomalous` pixels [m] and their summed region weights `weight` [m]. Counts have the smallest type that fits.
     """
 
     keys: np.ndarray
@@ -45,23 +43,21 @@ class Bins:
     hit: np.ndarray
     anomalous: np.ndarray
     weight: np.ndarray
-    saturated: np.ndarray
 
     @classmethod
     def pack(cls, keys: np.ndarray, counts: np.ndarray) -> "Bins":
-        """From keys and counts int64 [4, n] (rows NORMAL, ANOMALOUS, WEIGHT, SATURATED)."""
+        """From keys and counts int64 [3, n] (rows NORMAL, ANOMALOUS, WEIGHT)."""
         hit = np.flatnonzero(counts[ANOMALOUS])
         hits = (_narrow(row) for row in counts[ANOMALOUS:, hit])
         return cls(keys, _narrow(counts[NORMAL]), _narrow(hit), *hits)
 
     @property
     def counts(self) -> np.ndarray:
-        """Counts int64 [4, n] of normal pixels, anomalous pixels, region weights and saturated channel weights."""
-        counts = np.zeros((4, self.keys.size), dtype=np.int64)
+        """Counts int64 [3, n] of normal pixels, anomalous pixels and region weights."""
+        counts = np.zeros((3, self.keys.size), dtype=np.int64)
         counts[NORMAL] = self.normal
         counts[ANOMALOUS, self.hit] = self.anomalous
         counts[WEIGHT, self.hit] = self.weight
-        counts[SATURATED, self.hit] = self.saturated
         return counts
 
     @property
@@ -76,7 +72,7 @@ class PixelHistogram:
         self.max_bins = max_bins
         self.shift = 0
         self.num_regions = 0
-        self._bins = Bins.pack(np.zeros(0, dtype=np.uint32), np.zeros((4, 0), dtype=np.int64))
+        self._bins = Bins.pack(np.zeros(0, dtype=np.uint32), np.zeros((3, 0), dtype=np.int64))
         self._pending_normal: list[np.ndarray] = []
         self._pending_anomalous: list[tuple[np.ndarray, np.ndarray]] = []
         self._num_pending = 0
@@ -100,14 +96,20 @@ class PixelHistogram:
         self.settle()
         return KEY_BITS - self.shift
 
-    def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int, channels: Sequence[Channel] = ()) -> None:
-        """Count one finite float32 map [H, W] against its bool mask [H, W], which the channels, if any, make up."""
+    def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> None:
+        """Count one finite float32 map [H, W] against its bool mask [H, W]."""
+        self._add(scores, mask, label_regions(mask, connectivity) if mask.any() else None)
+
+    def add_channels(self, scores: np.ndarray, defects: SingleDefects) -> None:
+        """Count one finite float32 map [H, W] against single defects, which are its regions, of the same size."""
+        mask = defects.union()
+        self._add(scores, mask, saturated_regions(scores, mask, defects.channels) if defects.channels else None)
+
+    def _add(self, scores: np.ndarray, mask: np.ndarray, regions: Regions | None) -> None:
         keys = ordered_keys(scores)
-        if mask.any():
-            regions = label_regions(mask, connectivity)
+        if regions is not None:
             self._count_regions(regions.num_regions)
-            weights = np.stack([regions.weights, saturated_weights(scores, mask, channels)])
-            self._pending_anomalous.append((keys[mask], weights))
+            self._pending_anomalous.append((keys[mask], regions.weights))
             keys = keys[~mask]
         self._pending_normal.append(keys.ravel())
         self._num_pending += mask.size
@@ -129,13 +131,13 @@ class PixelHistogram:
         parts = [_tally(np.concatenate(self._pending_normal) >> shift)]
         if self._pending_anomalous:
             keys = np.concatenate([keys for keys, _ in self._pending_anomalous]) >> shift
-            parts.append(_tally(keys, np.concatenate([weights for _, weights in self._pending_anomalous], axis=1)))
+            parts.append(_tally(keys, np.concatenate([weights for _, weights in self._pending_anomalous])))
         self._pending_normal, self._pending_anomalous, self._num_pending = [], [], 0
         keys, counts = np.concatenate([keys for keys, _ in parts]), np.concatenate([c for _, c in parts], axis=1)
         self._absorb(self.shift, keys, counts)
 
     def _absorb(self, shift: int, keys: np.ndarray, counts: np.ndarray) -> None:
-        """Add counts int64 [4, n] of keys at `shift`, then drop bits until the bins fit."""
+        """Add counts int64 [3, n] of keys at `shift`, then drop bits until the bins fit."""
         common = max(shift, self.shift)
         keys = np.concatenate([self._bins.keys >> np.uint32(common - self.shift), keys >> np.uint32(common - shift)])
         order = np.argsort(keys, kind="stable")  # sorted runs: a linear merge
@@ -153,8 +155,8 @@ class PixelHistogram:
 
 
 def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct keys and counts int64 [4, n] of pixels: normal ones without weights, anomalous ones with their
-    region and channel weights int64 [2, pixels].
+    """Sorted distinct keys and counts int64 [3, n] of pixels: normal ones without weights, anomalous ones with their
+    region weights int64 [pixels].
     """
     if weights is None and keys.size and keys.max() - keys.min() < DENSE_SPAN:
         return _tally_dense(keys)
@@ -162,12 +164,12 @@ def _tally(keys: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndar
         keys = np.sort(keys)
     else:
         order = np.argsort(keys, kind="stable")
-        keys, weights = keys[order], weights[:, order]
+        keys, weights = keys[order], weights[order]
     starts = _starts(keys)
-    counts = np.zeros((4, starts.size), dtype=np.int64)
+    counts = np.zeros((3, starts.size), dtype=np.int64)
     counts[NORMAL if weights is None else ANOMALOUS] = np.diff(starts, append=keys.size)
     if weights is not None:
-        counts[WEIGHT:] = np.add.reduceat(weights, starts, axis=1)
+        counts[WEIGHT] = np.add.reduceat(weights, starts)
     return keys[starts], counts
 
 
@@ -175,7 +177,7 @@ def _tally_dense(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low = keys.min()
     pixels = np.bincount(keys - low)
     occupied = np.flatnonzero(pixels)
-    counts = np.zeros((4, occupied.size), dtype=np.int64)
+    counts = np.zeros((3, occupied.size), dtype=np.int64)
     counts[NORMAL] = pixels[occupied]
     return occupied.astype(np.uint32) + low, counts
 

@@ -3,13 +3,14 @@
     <out>/partial/<key>/base.state      what earlier starts scored, merged
     <out>/partial/<key>/rank-...state   what a rank of the present start has scored
 A state goes into the base before its file is removed; a file whose images are in the base already is one that a kill
-left between the two. The key stands for model, scorer, protocol and test data, so nothing else is ever continued.
+left between the two. The key stands for model, scorer, protocol, test data and where maps go, so nothing else is ever
+continued.
 """
 
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -51,11 +52,15 @@ class PartialStates:
             self.store.remove_all([name for name in names if name != BASE])
         return found
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved >= self.save_s
+
     def save(self, state: EvaluationState) -> None:
-        """Write this rank's state if it is time to."""
-        if time.monotonic() - self._saved >= self.save_s:
-            self.store.write(self.name, state.to_bytes())
-            self._saved = time.monotonic()
+        """Write this rank's state, which holds whole shards of the test split."""
+        self.store.write(self.name, state.to_bytes())
+        self._saved = time.monotonic()
 
     def clear(self) -> None:
         """Remove the files of this evaluation, when its results are written."""
@@ -64,7 +69,8 @@ class PartialStates:
             self.folder.rmdir()
 
 
-def evaluation_key(spec: DetectorSpec, manifests: Mapping[str, str]) -> str:
-    """Stands for everything that the results depend on; `manifests` are digests by dataset name."""
+def evaluation_key(spec: DetectorSpec, manifests: Mapping[str, str], outputs: Sequence[str | None] = ()) -> str:
+    """Stands for everything that the results depend on, and for what else is written of every image; `manifests` are
+    digests by dataset name."""
     facts = {"detector": spec.model_dump(mode="json"), "manifests": dict(manifests), "format": FORMAT}
-    return key_of(facts)
+    return key_of(facts | ({"outputs": list(outputs)} if any(outputs) else {}))

@@ -29,6 +29,10 @@ class Protocol(BaseModel):
     spro_limits: tuple[Share, ...] = Field(
         default=(0.05, 0.01, 0.1, 0.3, 1.0), description="limits of AU-sPRO where defects are annotated singly"
     )
+    spro_rule: Literal["masks and map at the source's size (au_spro), on the map if not stored (au_spro_map)"] = Field(
+        default="masks and map at the source's size (au_spro), on the map if not stored (au_spro_map)",
+        description="where saturated overlap is measured; the map is stretched bilinearly",
+    )
     connectivity: Literal[4, 8] = Field(default=8, description="neighbours that join mask pixels into one region")
     histogram_bins: int = Field(
         default=2**17, ge=2**10, le=2**24, description="most bins a class's pixel histogram may occupy; more = finer"

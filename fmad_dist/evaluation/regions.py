@@ -11,7 +11,8 @@ REGION_UNIT = 2**40  # fixed-point weight of one whole region
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """Weights int64 [n] of the mask's true pixels, row-major: REGION_UNIT // region size; and the number of regions."""
+    """Weights int64 [n] of the mask's true pixels, row-major, and the number of regions, each of which weighs
+    REGION_UNIT in total, up to the rounding of a division."""
 
     weights: np.ndarray
     num_regions: int
@@ -41,17 +42,35 @@ class Channel:
     saturation: int
 
 
-def saturated_weights(scores: np.ndarray, mask: np.ndarray, channels: Sequence[Channel]) -> np.ndarray:
-    """Weights int64 [n] of the mask's true pixels, row-major; the weights at or above any threshold add up to the sum
-    over channels of min(TP / saturation, 1), Bergmann et al.'s saturated overlap (MVTec LOCO AD, 2022), in units of
-    REGION_UNIT.
+@dataclass(frozen=True, slots=True)
+class SingleDefects:
+    """The channels of an image whose dataset annotates every defect singly, none if the image is normal, and the size
+    of their masks: that of the source image if `native`, else the protocol's map."""
+
+    channels: tuple[Channel, ...]
+    height: int
+    width: int
+    native: bool
+
+    def union(self) -> np.ndarray:
+        """Bool [H, W]: the pixels of all channels."""
+        union = np.zeros((self.height, self.width), dtype=bool)
+        for channel in self.channels:
+            union |= channel.mask
+        return union
+
+
+def saturated_regions(scores: np.ndarray, mask: np.ndarray, channels: Sequence[Channel]) -> Regions:
+    """The channels, whose union is the bool `mask` [H, W], as regions: the weights at or above any threshold add up to
+    the sum over channels of min(TP / saturation, 1), Bergmann et al.'s saturated overlap (MVTec LOCO AD, 2022).
 
     A channel's `saturation` highest scores weigh the same and the others nothing: as the overlap of a channel depends
     on its own scores only, saturating needs no threshold (ours). Channels may overlap.
     """
-    weights = np.zeros(mask.shape, dtype=np.int64)
+    weights = np.zeros(mask.size, dtype=np.int64)
     for channel in channels:
         inside = np.flatnonzero(channel.mask)
-        order = np.argsort(-scores.ravel()[inside], kind="stable")
-        weights.ravel()[inside[order[: channel.saturation]]] += REGION_UNIT // channel.saturation
-    return weights[mask]
+        own = scores.ravel()[inside]
+        highest = np.argpartition(own, own.size - channel.saturation)[own.size - channel.saturation :]
+        weights[inside[highest]] += REGION_UNIT // channel.saturation  # of tied scores any: they share a bin
+    return Regions(weights[mask.ravel()], len(channels))

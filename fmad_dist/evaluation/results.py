@@ -57,7 +57,8 @@ class ClassResult:
 
     `areas` has, where defined, the AUPRO at further limits of the false positive rate, as `aupro@0.05`. Where defects
     are annotated singly (MVTec LOCO AD) it has `au_spro@0.05` and `image_auroc_of_types` too, each the mean over types
-    of defect, as in the official evaluation.
+    of defect, as in the official evaluation; `au_spro_map@0.05` instead where only resized masks are stored, measured
+    on the map.
 
     `histogram_bits` of 32 says the pixel metrics are exact; below, `pixel_auroc_bound` and `aupro_bound` limit how far
     those two can be from their exact values.

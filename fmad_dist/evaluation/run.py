@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+
 from fmad_dist.config_files import override_scorer
 from fmad_dist.detector import Detector, DetectorSpec
-from fmad_dist.evaluation.evaluator import evaluate_share, merge_states
+from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
+from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.provenance import configuration, provenance
 from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
@@ -38,26 +41,34 @@ class EvaluationOptions:
     workers: int = 0
     save_s: float = 60.0  # between two writes of what a rank has scored, to go on from after a kill
     overrides: Sequence[str] = ()  # scorer.key=value
+    maps: str | None = None  # URL of a folder for all anomaly maps in tars
+    tiff: str | None = None  # the same as a tree of TIFFs
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     """Every rank calls; the main rank returns the results, the others None.
 
     Raises:
-        UserError: the model or a manifest cannot be read, or a test image cannot be scored.
+        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written.
     """
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
     detector.with_scorer(override_scorer(detector.spec.scorer, options.overrides))
     world.join(timeout=LONGEST_WAIT)
     key = evaluation_key(detector.spec, mixture.digests)
-    partial = PartialStates(options.out, key, world.rank, options.save_s)
+    outputs = (options.maps, options.tiff)
+    of_outputs = evaluation_key(detector.spec, mixture.digests, outputs)
+    partial = PartialStates(options.out, of_outputs, world.rank, options.save_s)
+    files = MapFiles(*outputs, key)
+    if world.is_main:
+        files.prepare()
+        _tell_what_is_approximate(mixture)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
         print(f"{len(done)} images were scored before; going on with the others", flush=True)
     watch = Stopwatch(world.device)
-    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial, watch)
+    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial, files, watch)
     shares = gather_objects(watch.stop())
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:
@@ -65,12 +76,24 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     start = time.perf_counter()
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
+    shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
+    files.write_index(shards, options.name, detector.spec.protocol)
     speed = speed_of(shares, time.perf_counter() - start, world.device)
     facts = provenance(detector, mixture, options.name)
     _write(options.out, detector.spec, facts, merged, results, speed)
     write_stamp(Store(options.out), key, facts, (STATE_NAME, *EVALUATION_FILES))
     partial.clear()
     return results
+
+
+def _tell_what_is_approximate(mixture: Mixture) -> None:
+    for dataset in mixture.datasets:
+        if dataset.manifest.mask_semantics == "channel" and not dataset.stores_native_masks:
+            print(
+                f"{dataset.name}: only resized masks are stored, so AU-sPRO is measured on the map (au_spro_map); "
+                "convert the dataset again for the official one, which is measured at the size of the images",
+                flush=True,
+            )
 
 
 def _write(

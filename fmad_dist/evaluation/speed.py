@@ -26,7 +26,7 @@ PHASES = {
     "features": "backbone",
     "score": "flow and scorer, up to the map",
     "metrics": "histograms, regions, panels",
-    "save": "keeping what was scored, in case of a kill",
+    "save": "keeping what was scored, in case of a kill; writing maps",
 }
 
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.histogram import PixelHistogram
+from fmad_dist.evaluation.native import at_size
 from fmad_dist.evaluation.panels import Panel, PanelBoard, encode_image, encode_mask, small_map
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.regions import SingleDefects
 from fmad_dist.evaluation.results import Results, ScoreRow
 
 
@@ -18,8 +19,8 @@ class ScoredImage:
     """One test image and its scores.
 
     `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
-    [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `channels` are the single
-    defects of the mask where the benchmark annotates them (MVTec LOCO AD).
+    [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `defects` are the single
+    defects where the benchmark annotates them (MVTec LOCO AD), for normal images too.
     """
 
     sample_id: str
@@ -30,40 +31,77 @@ class ScoredImage:
     anomaly_map: np.ndarray
     mask: np.ndarray
     image: np.ndarray
-    channels: tuple[Channel, ...] = ()
+    defects: SingleDefects | None = None
+
+
+Histograms = dict[tuple[int, str], PixelHistogram]  # by label and defect type
 
 
 @dataclass(slots=True)
 class ClassState:
     """What is kept of one class: image scores, a pixel histogram of its normal images and of every defect type, a few
-    panels."""
+    panels; where defects are annotated singly also the same histograms with those as regions, in `singly`.
+
+    `native` says whether single defects are measured at the source's size (else on the map), None that they are not.
+    """
 
     max_bins: int
-    histograms: dict[tuple[int, str], PixelHistogram] = field(default_factory=dict)  # by label and defect type
+    histograms: Histograms = field(default_factory=dict)
+    singly: Histograms = field(default_factory=dict)
+    native: bool | None = None
     scores: dict[str, ScoreRow] = field(default_factory=dict)
     board: PanelBoard = field(default_factory=PanelBoard)
     num_empty_masks: int = 0
-    num_channels: dict[str, int] = field(default_factory=dict)  # by defect type, where defects are annotated singly
 
     def merged_histogram(self, defect_type: str | None = None) -> PixelHistogram:
         """The pixels of all images, or of all normal images and those with one type of defect."""
-        merged = PixelHistogram(self.max_bins)
-        for label, kind in sorted(self.histograms):
-            if label == 0 or defect_type in (None, kind):
-                merged.merge(self.histograms[label, kind])
-        return merged
+        return self._merged(self.histograms, defect_type)
 
-    def kind(self, label: int, defect_type: str) -> PixelHistogram:
-        """The histogram of a kind of images, created empty when it is new."""
-        return self.histograms.setdefault((label, defect_type), PixelHistogram(self.max_bins))
+    def merged_singly(self, defect_type: str) -> PixelHistogram:
+        """The pixels of all normal images and those with one type of defect, with single defects as regions."""
+        return self._merged(self.singly, defect_type)
+
+    def add(self, scored: ScoredImage, connectivity: int) -> None:
+        """Count the pixels of an image."""
+        kind = (scored.label, scored.defect_type)
+        self._kind(self.histograms, kind).add(scored.anomaly_map, scored.mask, connectivity)
+        if scored.defects is not None:
+            stretched = at_size(scored.anomaly_map, scored.defects.height, scored.defects.width)
+            self._kind(self.singly, kind).add_channels(stretched, scored.defects)
+            self.native = scored.defects.native
+
+    def merge(self, other: "ClassState") -> None:
+        """Add another part of the class, which keeps its content."""
+        for ours, theirs in ((self.histograms, other.histograms), (self.singly, other.singly)):
+            for kind, histogram in theirs.items():
+                self._kind(ours, kind).merge(histogram)
+        self.native = other.native if self.native is None else self.native
+        self.scores |= other.scores
+        self.board.merge(other.board)
+        self.num_empty_masks += other.num_empty_masks
+
+    def settle(self) -> None:
+        """Count what waits in memory."""
+        for histogram in (*self.histograms.values(), *self.singly.values()):
+            histogram.settle()
+
+    def _kind(self, histograms: Histograms, kind: tuple[int, str]) -> PixelHistogram:
+        return histograms.setdefault(kind, PixelHistogram(self.max_bins))
+
+    def _merged(self, histograms: Histograms, defect_type: str | None) -> PixelHistogram:
+        merged = PixelHistogram(self.max_bins)
+        for label, kind in sorted(histograms):
+            if label == 0 or defect_type in (None, kind):
+                merged.merge(histograms[label, kind])
+        return merged
 
 
 class EvaluationState:
     """A metric state: `update` with images, `merge` with the states of other ranks, `compute` the results.
 
     Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
-    bytes. Memory per class: 6 to 32 bytes per occupied bin of each defect type, one row per image and up to twelve
-    small panels.
+    bytes. Memory per class: 6 to 24 bytes per occupied bin of each defect type, twice that where defects are annotated
+    singly, one row per image and up to twelve small panels.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -91,19 +129,15 @@ class EvaluationState:
 
         Raises:
             UserError: its score or map is not finite, its map or mask has the wrong shape or type, a normal image has a
-                mask, a channel does not fit the mask, or its sample id was scored before. The state is unchanged then.
+                mask, a single defect is empty or has the wrong shape, single defects are measured at another size
+                than those of its class, or its sample id was scored before. The state is unchanged then.
         """
         self._check(scored)
         state = self.class_state(scored.class_name)
         if self._current is not None and self._current is not state:
-            for histogram in self._current.histograms.values():
-                histogram.settle()  # only one class holds uncounted pixels
+            self._current.settle()  # only one class holds uncounted pixels
         self._current = state
-        histogram = state.kind(scored.label, scored.defect_type)
-        histogram.add(scored.anomaly_map, scored.mask, self.protocol.connectivity, scored.channels)
-        if scored.channels:
-            before = state.num_channels.get(scored.defect_type, 0)
-            state.num_channels[scored.defect_type] = before + len(scored.channels)
+        state.add(scored, self.protocol.connectivity)
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
         row = ScoreRow(scored.sample_id, scored.class_name, scored.label, scored.defect_type, score)
@@ -121,21 +155,18 @@ class EvaluationState:
         """Add what another rank scored; `other` keeps its content.
 
         Raises:
-            UserError: the protocols differ or a sample was scored by both. This state is unchanged then.
+            UserError: the protocols differ, single defects were measured at different sizes, or a sample was scored by
+                both. This state is unchanged then.
         """
         if other.protocol != self.protocol:
             raise UserError("evaluation states of different protocols cannot be merged; use one config on every rank.")
         for sample_id in sorted(self._class_of.keys() & other._class_of.keys()):
             self._check_new(sample_id)
         for class_name, theirs in other.classes.items():
-            ours = self.class_state(class_name)
-            for (label, defect_type), histogram in theirs.histograms.items():
-                ours.kind(label, defect_type).merge(histogram)
-            for defect_type, count in theirs.num_channels.items():
-                ours.num_channels[defect_type] = ours.num_channels.get(defect_type, 0) + count
-            ours.scores |= theirs.scores
-            ours.board.merge(theirs.board)
-            ours.num_empty_masks += theirs.num_empty_masks
+            if theirs.scores:
+                self._check_measured(class_name, theirs.native)
+        for class_name, theirs in other.classes.items():
+            self.class_state(class_name).merge(theirs)
         self._class_of |= other._class_of
 
     def compute(self) -> Results:
@@ -184,14 +215,29 @@ class EvaluationState:
             raise UserError(
                 f"{who}: its anomaly map has values that are not finite; check the model for NaN or overflow."
             )
-        for channel in scored.channels:
-            inside = channel.mask.shape == shape and not (channel.mask & ~scored.mask).any()
-            if not inside or not 1 <= channel.saturation <= channel.mask.sum():
-                raise UserError(
-                    f"{who}: a defect channel is empty, lies outside the mask or saturates beyond its area."
-                )
         if scored.label not in (0, 1) or (scored.label == 0 and scored.mask.any()):
             raise UserError(f"{who}: label {scored.label} does not fit its mask; label 0 = empty mask, 1 = anomalous.")
+        self._check_measured(scored.class_name, None if scored.defects is None else scored.defects.native)
+        if scored.defects is not None:
+            _check_defects(who, scored.defects, scored.label)
+
+    def _check_measured(self, class_name: str, native: bool | None) -> None:
+        """All images of a class are measured alike, or its numbers would mean nothing."""
+        found = self.classes.get(class_name)
+        if found is not None and found.scores and found.native is not native:
+            raise UserError(
+                f"{class_name}: some images have masks at the source's size and some not; convert it again."
+            )
+
+
+def _check_defects(who: str, defects: SingleDefects, label: int) -> None:
+    for channel in defects.channels:
+        shaped = channel.mask.shape == (defects.height, defects.width)
+        if not shaped or label == 0 or not 1 <= channel.saturation <= channel.mask.sum():
+            raise UserError(
+                f"{who}: a single defect is empty, of another size than its image, of a normal image or saturates "
+                "beyond its area; convert the dataset again."
+            )
 
 
 def dataset_of(class_name: str) -> str:

@@ -17,7 +17,7 @@ COLUMNS = {
     "aupro": "AUPRO",
 }
 
-AREAS = {"au_spro@0.05": "AU-sPRO .05"}  # shown where a benchmark has it
+AREAS = {"au_spro@0.05": "AU-sPRO .05", "au_spro_map@0.05": "AU-sPRO .05 on the map"}  # shown where a benchmark has it
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from fmad_dist.evaluation.histogram import Bins, PixelHistogram
 from fmad_dist.evaluation.panels import Panel, PanelBoard
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import ScoreRow
-from fmad_dist.evaluation.state import ClassState, EvaluationState
+from fmad_dist.evaluation.state import ClassState, EvaluationState, Histograms
 
-FORMAT = "fmad-evaluation/2"
+FORMAT = "fmad-evaluation/3"
 HEADER = "header"
 
 
@@ -46,10 +46,6 @@ def decode_state(data: bytes) -> EvaluationState:
 
 
 def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    kinds = sorted(state.histograms)
-    for i, kind in enumerate(kinds):
-        bins = state.histograms[kind].bins
-        arrays |= {f"{place}.kind{i}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
     rows = sorted(state.scores.values())
     arrays[f"{place}.score"] = np.array([row.score for row in rows], dtype=np.float64)
     panels = list(state.board.panels.values())
@@ -59,8 +55,9 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
         arrays[f"{place}.panel{i}.mask"] = np.frombuffer(panel.mask, dtype=np.uint8)
     return {
         "name": name,
-        "kinds": [[*kind, state.histograms[kind].shift, state.histograms[kind].num_regions] for kind in kinds],
-        "num_channels": state.num_channels,
+        "kinds": _encode_histograms(state.histograms, f"{place}.kind", arrays),
+        "singly": _encode_histograms(state.singly, f"{place}.singly", arrays),
+        "native": state.native,
         "num_empty_masks": state.num_empty_masks,
         "rows": [[row.sample_id, row.label, row.defect_type] for row in rows],
         "panels": [panel.sample_id for panel in panels],
@@ -70,15 +67,31 @@ def _encode_class(name: str, state: ClassState, place: str, arrays: dict[str, np
 def _decode_class(entry: dict[str, Any], place: str, arrays: dict[str, np.ndarray], state: EvaluationState) -> None:
     target = state.class_state(entry["name"])
     target.num_empty_masks = entry["num_empty_masks"]
-    target.num_channels = entry["num_channels"]
-    for i, (label, defect_type, shift, num_regions) in enumerate(entry["kinds"]):
-        bins = Bins(**{column.name: arrays[f"{place}.kind{i}.{column.name}"] for column in fields(Bins)})
-        restored = PixelHistogram.restore(target.max_bins, shift, num_regions, bins)
-        target.histograms[label, defect_type] = restored
+    target.native = entry["native"]
+    target.histograms = _decode_histograms(entry["kinds"], f"{place}.kind", arrays, target.max_bins)
+    target.singly = _decode_histograms(entry["singly"], f"{place}.singly", arrays, target.max_bins)
     for (sample_id, label, defect_type), score in zip(entry["rows"], arrays[f"{place}.score"].tolist(), strict=True):
         state.record(ScoreRow(sample_id, entry["name"], label, defect_type, score))
     rows = [target.scores[sample_id] for sample_id in entry["panels"]]
     target.board = PanelBoard(_decode_panel(row, f"{place}.panel{i}", arrays) for i, row in enumerate(rows))
+
+
+def _encode_histograms(histograms: Histograms, place: str, arrays: dict[str, np.ndarray]) -> list[list[Any]]:
+    """Label, defect type, shift and number of regions of each; its bins go to `arrays`."""
+    found = []
+    for i, (kind, histogram) in enumerate(sorted(histograms.items())):
+        bins = histogram.bins
+        arrays |= {f"{place}{i}.{column.name}": getattr(bins, column.name) for column in fields(Bins)}
+        found.append([*kind, histogram.shift, histogram.num_regions])
+    return found
+
+
+def _decode_histograms(entry: list[list[Any]], place: str, arrays: dict[str, np.ndarray], max_bins: int) -> Histograms:
+    found: Histograms = {}
+    for i, (label, defect_type, shift, num_regions) in enumerate(entry):
+        bins = Bins(**{column.name: arrays[f"{place}{i}.{column.name}"] for column in fields(Bins)})
+        found[label, defect_type] = PixelHistogram.restore(max_bins, shift, num_regions, bins)
+    return found
 
 
 def _decode_panel(row: ScoreRow, place: str, arrays: dict[str, np.ndarray]) -> Panel:

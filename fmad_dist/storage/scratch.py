@@ -7,7 +7,7 @@ dies however it dies. So whoever finds a scratch file can tell a leftover from t
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -35,6 +35,14 @@ def is_abandoned(path: Path) -> bool:
     finally:
         os.close(handle)
     return True
+
+
+def remove_abandoned(found: Iterable[Path]) -> int:
+    """Remove the scratch files among these paths that no living process holds; returns how many there were."""
+    leftovers = [path for path in found if path.is_file() and is_abandoned(path)]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
 
 
 @contextmanager

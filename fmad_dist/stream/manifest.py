@@ -223,6 +223,12 @@ class Dataset:
     def labels(self) -> np.ndarray:
         return self.table.column("label").to_numpy()
 
+    @cached_property
+    def stores_native_masks(self) -> bool:
+        """Whether the masks of all anomalous images are stored as published, and so at the size of the source."""
+        counts = pc.fill_null(pc.list_value_length(self.table.column("original_mask_offset")), 0).to_numpy()
+        return bool(np.all(counts[self.labels == 1] > 0))
+
     def rows(self, split: str) -> np.ndarray:
         """Positions [n] of the rows of a split ("train", "val" or "test"), ascending, as int64."""
         return np.flatnonzero(pc.equal(self.table.column("split"), split).to_numpy(zero_copy_only=False))

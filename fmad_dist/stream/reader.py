@@ -96,17 +96,28 @@ class SampleReader:
         Raises:
             BadSample: a mask is damaged.
         """
+        if self.resized:
+            return self._raw_masks(row, self.dataset.sample(row).masks)
+        return [resize_mask(mask, self.size)[0].astype(np.uint8) * 255 for mask in self.native_masks(row)]
+
+    def native_masks(self, row: int) -> list[np.ndarray]:
+        """The sample's masks as published, bool [source height, source width] each; empty for a normal image.
+
+        Raises:
+            BadSample: a mask is damaged.
+        """
+        return [marked_pixels(raw) for raw in self._raw_masks(row, self.dataset.sample(row).original_masks)]
+
+    def _raw_masks(self, row: int, spans: Sequence[Span]) -> list[np.ndarray]:
         sample = self.dataset.sample(row)
-        spans = sample.masks if self.resized else sample.original_masks
         masks = []
         for data in self._verified([row] * len(spans), [(sample.shard, span) for span in spans]):
             if isinstance(data, BadSample):
                 raise data
             try:
-                raw = raw_mask(data, sample.sample_id)
+                masks.append(raw_mask(data, sample.sample_id))
             except UserError as error:
                 raise self._bad(row, f"has a mask that is no image ({error})") from None
-            masks.append(raw if self.resized else resize_mask(marked_pixels(raw), self.size)[0].astype(np.uint8) * 255)
         return masks
 
     def xyz(self, row: int) -> np.ndarray | None:

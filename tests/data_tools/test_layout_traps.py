@@ -8,6 +8,7 @@ from official_trees import SIZE, nearest
 
 from data_tools.readers import read_source
 from fmad_dist.stream.manifest import load_manifest
+from fmad_dist.stream.reader import SampleReader
 
 
 def sample_at(case, trap, suffix=""):
@@ -95,6 +96,22 @@ def test_loco_keeps_every_mask_of_an_image(converted):
     assert (first & second).any()
     assert (first & ~second).any()
     assert (second & ~first).any()
+
+
+def test_loco_keeps_masks_as_published_beside_resized_images(converted):
+    """Without them the official metric, which is defined at the size of the source, could not be computed."""
+    case = converted("loco")
+    assert not case.dataset.manifest.rendition.original
+    reader, sources = SampleReader(case.dataset), case.dataset.table.column("source").to_pylist()
+    facts, num_compared = {fact["source"]: fact for fact in case.facts["images"]}, 0
+    for row, source in enumerate(sources):
+        assert case.samples[source].original is None
+        for mask, published in zip(reader.native_masks(row), facts[source]["masks"], strict=True):
+            np.testing.assert_array_equal(mask, case.published(published["file"]) != 0)
+            num_compared += 1
+    assert num_compared == 6
+    assert case.dataset.stores_native_masks
+    assert not converted("mvtec").dataset.stores_native_masks
 
 
 def test_loco_id_below_128(converted):

@@ -89,15 +89,17 @@ def test_page_shows_every_class_metric_and_reason(state: EvaluationState, tmp_pa
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
-def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
-    state = single_defects()
+@pytest.mark.parametrize(("native", "title"), [(True, "AU-sPRO"), (False, "AU-sPRO on the map")])
+def test_page_shows_areas_and_types_of_defects(tmp_path: Path, native: bool, title: str) -> None:
+    state = single_defects(native)
     page, result = page_of(state, tmp_path), state.compute().classes["loco/box"]
-    for title in ("AU-sPRO 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
-        assert f">{title}</th>" in page
+    for column in (f"{title} 0.05", "AUPRO 0.01", "image AUROC of types", "Type of defect"):
+        assert f">{column}</th>" in page
+    assert ("AU-sPRO was measured on the map" in page) is not native
     header = page[page.index(">Type of defect</th>") :]
     titles = re.findall(r'class="number">([^<]+)</th>', header[: header.index("</tr>")])
     metrics = [f"{kind} {metric}" for kind in ("image", "pixel") for metric in ("AUROC", "AP", "F1max")]
-    limits = [f"AU-sPRO {limit}" for limit in ("0.01", "0.05", "0.1", "0.3", "1")]
+    limits = [f"{title} {limit}" for limit in ("0.01", "0.05", "0.1", "0.3", "1")]
     assert titles == ["Images", *metrics, "AUPRO", *limits]
     for name, defect in result.defects.items():
         row = page[page.index(f'<th scope="row">{name}</th>') :]
@@ -105,7 +107,7 @@ def test_page_shows_areas_and_types_of_defects(tmp_path: Path) -> None:
         areas = [defect.areas[area] for area in sorted(defect.areas) if "spro" in area]
         values = (*astuple(defect.metrics), *areas)
         assert numbers == [str(defect.num_anomalous), *(f"{100 * value:.1f}" for value in values)]
-    assert f">{100 * result.areas['au_spro@0.05']:.1f}<" in page
+    assert f">{100 * result.areas['au_spro@0.05' if native else 'au_spro_map@0.05']:.1f}<" in page
 
 
 def test_a_small_class_shows_each_image_once(state: EvaluationState) -> None:

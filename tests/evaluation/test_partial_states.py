@@ -59,5 +59,9 @@ def test_cut_files_and_other_evaluations_are_left_out(make_scored: MakeScored, t
 
 
 def test_it_is_written_every_so_many_seconds(make_scored: MakeScored, tmp_path: Path) -> None:
-    start(tmp_path, save_s=3600).save(state_of(make_scored("a")))
-    assert not (tmp_path / "partial").exists()
+    late, often = start(tmp_path, save_s=3600), start(tmp_path, save_s=0)
+    assert not late.is_due
+    assert often.is_due
+    often.save_s = 3600
+    often.save(state_of(make_scored("a")))
+    assert not often.is_due

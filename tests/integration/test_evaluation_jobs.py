@@ -8,11 +8,31 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import tifffile
+import webdataset
 from jobs import LAUNCH_SECONDS, Job, fmad
 
+from fmad_dist.detector import Detector
+from fmad_dist.evaluation.evaluator import own_test_batches
+from fmad_dist.scoring.config import InversionConfig
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.world import World
+
 pytestmark = pytest.mark.slow
+
+
+TABLES = ("results.json", "results.csv", "scores.csv", "results.md", "results.tex")
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """What an evaluation wrote, without what it measured about its own speed."""
+    report = (out / "report.html").read_bytes()
+    found, num_cuts = re.subn(rb"<!-- measured -->.*?<!-- /measured -->", b"", report, flags=re.DOTALL)
+    assert num_cuts == 1
+    return {name: (out / name).read_bytes() for name in TABLES} | {"report.html": found}
 
 
 @pytest.fixture(scope="session")
@@ -26,23 +46,30 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
         out = job.root / f"results-{processes}"
         model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
         fmad("evaluate", *model, "--manifest", job.manifest, "--out", str(out), "--processes", str(processes))
-        names = ("results.json", "results.csv", "scores.csv", "report.html")
-        outputs.append({name: (out / name).read_bytes() for name in names})
+        outputs.append(files(out))
+        speed = json.loads((out / "speed.json").read_text())
+        assert len(speed["processes"]) == processes
+        assert speed["num_images"] == sum(one["num_images"] for one in speed["processes"]) == 27
+        assert (
+            0 < speed["images_per_s_of_a_process"] <= speed["images_per_s"] <= processes * 27 / speed["seconds"]["read"]
+        )
     assert outputs[0] == outputs[1]
     results = json.loads(outputs[0]["results.json"])
     assert sorted(results["classes"]) == ["tiny/bar", "tiny/disc", "tiny/ring"]
     assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
     assert 0.5 < results["mean"]["image_auroc"] <= 1.0
     check_registry(registry, results)
+    assert "models:/fmad/1, now models:/fmad@candidate, MLflow run " in outputs[0]["report.html"].decode()
 
 
 def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
-    """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one."""
+    """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one, and
+    every map once."""
     words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.steps=40"]
     whole, killed = job.root / "results-whole", job.root / "results-killed"
-    fmad(*words, "--out", str(whole), "--processes", "1")
+    fmad(*words, *outputs_at(whole), "--processes", "1")
     assert not (whole / "partial").exists()
-    command = [sys.executable, "-m", "fmad_dist.cli", *words, "--out", str(killed), "--save-every", "0"]
+    command = [sys.executable, "-m", "fmad_dist.cli", *words, *outputs_at(killed), "--save-every", "0"]
     process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LAUNCH_SECONDS
     while not list(killed.glob("partial/*/rank-00001-*.state")):
@@ -55,13 +82,46 @@ def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
             break
     assert process.wait(LAUNCH_SECONDS) == 1
     assert not (killed / "results.json").exists()
-    again = fmad(*words, "--out", str(killed), "--processes", "3")
+    assert not (killed / "maps" / "maps.json").exists()
+    again = fmad(*words, *outputs_at(killed), "--processes", "3")
     before = re.search(r"(\d+) images were scored before", again.stdout)
     assert before is not None
     assert 8 <= int(before[1]) < 27
-    for name in ("results.json", "results.csv", "scores.csv", "report.html"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    assert files(killed) == files(whole)
+    speed = json.loads((killed / "speed.json").read_text())
+    assert speed["num_images"] == 27 - int(before[1])  # the others were scored by processes that are dead
     assert not (killed / "partial").exists()
+    check_maps(whole, killed, zero2)
+
+
+def outputs_at(out: Path) -> list[str]:
+    return ["--out", str(out), "--maps", str(out / "maps"), "--tiff", str(out / "tiff")]
+
+
+def check_maps(whole: Path, killed: Path, model: Path) -> None:
+    """The same files, which hold the maps of the detector's own call."""
+    for folder, count in (("maps", 5), ("tiff", 27)):
+        one, other = (
+            {path.relative_to(out): path.read_bytes() for path in (out / folder).rglob("*.*")}
+            for out in (whole, killed)
+        )
+        assert len(one) == count
+        assert one == other
+    urls = sorted(str(path) for path in (killed / "maps").glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    ids = [sample["json"]["sample_id"] for sample in samples]
+    with open(killed / "scores.csv") as file:
+        assert sorted(ids) == [row["sample_id"] for row in csv.DictReader(file)]
+    detector = Detector.load(model).with_scorer(InversionConfig(steps=40))
+    mixture = Mixture.load([str(model.parent.parent / "data")])
+    (batch,) = (batch for batch in own_test_batches(detector, mixture, World(), 0, "test") if batch.ends_shard == 2)
+    found = detector(batch.images)
+    for row, score, anomaly_map in zip(batch.rows, found.scores.tolist(), found.maps.numpy(), strict=True):
+        sample = samples[ids.index(mixture.sample_id(row))]
+        assert sample["json"]["score"] == pytest.approx(score, rel=1e-4)
+        np.testing.assert_allclose(sample["map.npy"], anomaly_map, rtol=1e-3)
+        tiff = tifffile.imread(killed / "tiff" / f"{mixture.sample_id(row)}.tiff")
+        np.testing.assert_allclose(tiff, anomaly_map, rtol=1e-4)
 
 
 def check_registry(registry: str, results: dict) -> None:
@@ -74,7 +134,8 @@ def check_registry(registry: str, results: dict) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "6"
     assert [m.step for m in client.get_metric_history(version.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    assert {f.path for f in client.list_artifacts(version.run_id, "evaluation")} >= {"evaluation/report.html"}
+    logged = {f.path.removeprefix("evaluation/") for f in client.list_artifacts(version.run_id, "evaluation")}
+    assert logged == {*TABLES, "report.html", "speed.json"}
 
 
 def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:

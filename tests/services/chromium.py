@@ -66,7 +66,7 @@ class Chromium:
         """Load a local file in a new tab whose window has this size in CSS pixels; phones are at most 500 wide."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        opened = Page(self, session)
+        opened = Page(self, session, width)
         for domain in ("Page", "Runtime", "Log"):
             opened.call(f"{domain}.enable")
         phone = width <= 500
@@ -130,9 +130,10 @@ class Chromium:
 class Page:
     """A tab of a browser. `errors` are what the console would show in red or yellow, refused loads among them."""
 
-    def __init__(self, browser: Chromium, session: str) -> None:
+    def __init__(self, browser: Chromium, session: str, width: int) -> None:
         self.browser = browser
         self.session = session
+        self.width = width
         self.errors: list[str] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -161,8 +162,9 @@ class Page:
         return self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map(table => {rows})")
 
     def overflow(self) -> int:
-        """CSS pixels by which the page is wider than its window."""
-        return self.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        """CSS pixels by which the page is wider than its window, which a phone would shrink or scroll."""
+        root = "document.documentElement"
+        return self.evaluate(f"{root}.scrollWidth - Math.min({root}.clientWidth, {self.width})")
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
         """A PNG of the window, or of the whole page."""

@@ -15,7 +15,13 @@ from fmad_dist.config_files import flat_config
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.tracking.record import RunRecord
-from fmad_dist.tracking.registry import download_model, log_evaluation, register_run
+from fmad_dist.tracking.registry import (
+    EVALUATION_FILES,
+    download_model,
+    log_evaluation,
+    named_version,
+    register_run,
+)
 from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
 
 NAME = "inspector"
@@ -152,14 +158,25 @@ def test_a_run_is_registered_again(finished: Finished) -> None:
 def test_an_evaluation_is_copied_to_its_version(finished: Finished, tmp_path: Path) -> None:
     results = {"mean": {"image_auroc": 0.75, "pixel_ap": None}, "protocol": {"name": "p"}}
     (tmp_path / "results.json").write_text(json.dumps(results))
-    for name in ("results.csv", "report.html"):
+    for name in EVALUATION_FILES[1:]:
         (tmp_path / name).write_text("x")
     log_evaluation(f"models:/{NAME}/1", tmp_path)
     version = finished.client.get_model_version(NAME, "1")
     assert version.tags["fmad.test_image_auroc"] == "0.750000"
     assert finished.run.data.metrics["test_image_auroc"] == 0.75
     found = {item.path for item in finished.client.list_artifacts(finished.tracked.run_id, "evaluation")}
-    assert found == {"evaluation/results.json", "evaluation/results.csv", "evaluation/report.html"}
+    assert found == {f"evaluation/{name}" for name in EVALUATION_FILES}
+
+
+def test_a_report_names_the_version_behind_an_alias(finished: Finished) -> None:
+    run = finished.tracked.run_id
+    assert named_version(f"models:/{NAME}/1") == f"models:/{NAME}/1, MLflow run {run}"
+    found = named_version(f"models:/{NAME}@candidate")
+    assert found.startswith(f"models:/{NAME}/")
+    assert found.endswith(f", now models:/{NAME}@candidate, MLflow run {run}")
+    assert named_version("runs/first") == "runs/first"
+    with pytest.raises(UserError, match="models:/nobody/1: not in the registry"):
+        named_version("models:/nobody/1")
 
 
 @pytest.mark.parametrize("uri", [f"models:/{NAME}@champion", f"models:/{NAME}/99", "models:/nobody/1", "models:/x"])

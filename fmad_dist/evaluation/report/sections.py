@@ -63,6 +63,11 @@ def _notes(result: ClassResult) -> list[str]:
             f"{result.num_empty_masks} anomalous images have an empty mask; they count for the image metrics, and all "
             "their pixels count as normal."
         )
+    if any(name.startswith("au_spro_map") for name in result.areas):
+        notes.append(
+            "AU-sPRO was measured on the map, because the dataset stores resized masks only; the official one is "
+            "measured at the size of the images."
+        )
     if max(result.pixel_auroc_bound, result.aupro_bound) > BOUND_WORTH_A_NOTE:
         notes.append(
             f"Pixel scores were binned to {result.histogram_bits} bits: pixel AUROC may be off by up to "

@@ -7,7 +7,12 @@ from fmad_dist.evaluation.results import METRIC_NAMES
 from fmad_dist.evaluation.summary import COLUMNS
 
 DASH = "–"  # an undefined or unknown value
-AREAS = {"aupro": "AUPRO", "au_spro": "AU-sPRO", "image_auroc_of_types": "image AUROC of types"}
+AREAS = {
+    "aupro": "AUPRO",
+    "au_spro": "AU-sPRO",
+    "au_spro_map": "AU-sPRO on the map",
+    "image_auroc_of_types": "image AUROC of types",
+}
 _LEVELS = {"image": "Image", "sample": "Sample"}  # everything else is measured on pixels
 
 

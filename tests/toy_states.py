@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import Channel
+from fmad_dist.evaluation.regions import Channel, SingleDefects
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 
 SIZE = 32
@@ -32,13 +32,12 @@ def three_classes(dataset: str = "toy") -> EvaluationState:
     return state
 
 
-def single_defects() -> EvaluationState:
+def single_defects(native: bool = True) -> EvaluationState:
     """A class whose defects of two types are annotated singly, as in MVTec LOCO AD."""
     state = EvaluationState(Protocol(map_size=SIZE))
     for i in range(12):
         image = scored(f"loco/box/test/{i}", "loco/box", int(i % 3 > 0), i)
-        if image.label:
-            kind = ("logical_anomalies", "structural_anomalies")[i % 2]
-            image = replace(image, defect_type=kind, channels=(Channel(image.mask, 40),))
-        state.update(image)
+        channels = (Channel(image.mask, 40),) if image.label else ()
+        kind = ("logical_anomalies", "structural_anomalies")[i % 2] if image.label else "good"
+        state.update(replace(image, defect_type=kind, defects=SingleDefects(channels, SIZE, SIZE, native=native)))
     return state

@@ -1,0 +1,246 @@
+"""Maps of an evaluation as files: every image's once, whoever scored it and however often it was killed."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_tools.fixtures import write_fixture
+from data_tools.sharder import Conversion, convert
+from fmad_dist.detector import Detections, Detector
+from fmad_dist.errors import UserError
+from fmad_dist.evaluation import evaluator
+from fmad_dist.evaluation.map_files import INDEX, ROUNDING, MapFiles, stored_map
+from fmad_dist.evaluation.partial import PartialStates
+from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.storage import Store
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.world import World
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    """Eleven test images of three sizes, none of them square."""
+    root = tmp_path_factory.mktemp("loco")
+    tree = write_fixture("loco", root / "tree")["official"]
+    convert(Conversion("loco", "loco", tree, str(root / "data"), size=64, num_workers=1))
+    return Mixture.load([str(root / "data")])
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six batches in three shards."""
+    monkeypatch.setattr(evaluator, "BATCH", 2)
+    monkeypatch.setattr(evaluator, "MAX_SHARDS", 4)
+
+
+@pytest.fixture(scope="module")
+def detector(make_detector: object) -> Detector:
+    return make_detector((1.0, 2.0))  # type: ignore[operator, no-any-return]
+
+
+def evaluate(detector: Detector, mixture: Mixture, out: Path, num_ranks: int) -> None:
+    """All ranks one after the other, and the index at the end."""
+    for rank in range(num_ranks):
+        files = files_at(out)
+        evaluator.evaluate_share(detector, mixture, World(rank, num_ranks), CPU, 0, files=files)
+    write_index(files_at(out), detector, mixture)
+
+
+def files_at(out: Path) -> MapFiles:
+    return MapFiles(str(out / "maps"), str(out / "tiff"), "0123")
+
+
+def write_index(files: MapFiles, detector: Detector, mixture: Mixture) -> None:
+    shards = [mixture.sample_ids(np.concatenate(shard)) for shard in evaluator.test_shards(mixture)]
+    files.write_index(shards, "some model", detector.spec.protocol)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_tars(out: Path) -> list[dict]:
+    """As a user would: all tars that the index names, with webdataset's own decoders."""
+    index = json.loads((out / "maps" / INDEX).read_text())
+    urls = [str(out / "maps" / shard["name"]) for shard in index["shards"]]
+    return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
+
+
+def expected(detector: Detector, mixture: Mixture) -> dict[str, tuple[float, np.ndarray]]:
+    """Score and map of every test image."""
+    found = {}
+    for batch in evaluator.own_test_batches(detector, mixture, World(), 0, "test"):
+        for scored in evaluator.scored_images(mixture, batch, detector(batch.images)):
+            found[scored.sample_id] = (scored.image_score, scored.anomaly_map)
+    return found
+
+
+def test_tars_hold_every_map_once(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    evaluate(detector, mixture, tmp_path, 1)
+    wanted, samples = expected(detector, mixture), read_tars(tmp_path)
+    assert Counter(sample["json"]["sample_id"] for sample in samples) == dict.fromkeys(wanted, 1)
+    for sample in samples:
+        facts = sample["json"]
+        score, anomaly_map = wanted[facts["sample_id"]]
+        _, class_name, split, kind, _ = facts["sample_id"].split("/")
+        assert (sample["__key__"], split) == (facts["sample_id"], "test")
+        assert facts["score"] == score
+        assert (facts["class"], facts["defect_type"]) == (f"loco/{class_name}", kind)
+        assert facts["label"] == int(kind != "good")
+        assert sample["map.npy"].dtype == np.float16
+        np.testing.assert_array_equal(sample["map.npy"], anomaly_map.astype(np.float16))
+    index = json.loads((tmp_path / "maps" / INDEX).read_text())
+    assert [shard["num_images"] for shard in index["shards"]] == [4, 4, 3]
+    assert index["num_images"] == 11
+    for shard in index["shards"]:
+        assert (tmp_path / "maps" / shard["name"]).stat().st_size == shard["num_bytes"]
+    assert [shard["first"] for shard in index["shards"]] == sorted(wanted)[::4]
+
+
+def test_tiffs_have_the_size_of_the_images(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    """The tree that the official tools read, compared with another library's bilinear interpolation."""
+    evaluate(detector, mixture, tmp_path, 1)
+    wanted, sizes = expected(detector, mixture), set()
+    assert sorted(contents(tmp_path / "tiff")) == [f"{sample_id}.tiff" for sample_id in sorted(wanted)]
+    assert (tmp_path / "tiff/loco/pushpins/test/logical_anomalies/000.tiff").is_file()
+    for row in map(int, mixture.rows("test")):
+        sample = mixture.datasets[0].sample(row)
+        size = (sample.source_height, sample.source_width)
+        found = tifffile.imread(tmp_path / "tiff" / f"{sample.sample_id}.tiff")
+        assert (found.shape, found.dtype) == (size, np.float32)
+        one = torch.from_numpy(wanted[sample.sample_id][1]).double()[None, None]
+        stretched = torch.nn.functional.interpolate(one, size, mode="bilinear", align_corners=False)[0, 0]
+        np.testing.assert_allclose(found, stretched.numpy(), rtol=1e-5)
+        sizes.add(size)
+    assert sizes == {(48, 60), (40, 68), (34, 68)}
+
+
+def test_files_do_not_depend_on_the_number_of_ranks(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    for num_ranks in (1, 2, 5):
+        evaluate(detector, mixture, tmp_path / str(num_ranks), num_ranks)
+    assert len(contents(tmp_path / "1")) == 3 + 1 + 11
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
+
+
+class Killed(Exception):
+    pass
+
+
+class DiesAfter(Detector):
+    """A detector that ends the evaluation after so many batches."""
+
+    def __init__(self, detector: Detector, num_batches: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.inner, self.spec, self.left = detector, detector.spec, num_batches
+
+    def place(self, device: torch.device) -> Detector:
+        return self
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        if self.left == 0:
+            raise Killed
+        self.left -= 1
+        return self.inner.features(images)
+
+    def score(self, x: torch.Tensor, keys: Sequence[int]) -> Detections:
+        return self.inner.score(x, keys)
+
+
+@pytest.mark.parametrize(("num_batches", "num_done"), [(0, 0), (1, 0), (2, 4), (3, 8)])
+def test_after_a_kill_every_map_is_there_once(
+    detector: Detector, mixture: Mixture, tmp_path: Path, num_batches: int, num_done: int
+) -> None:
+    """Rank 0 (shards 0 and 2) and rank 1 (shard 1) die after some batches of two each; three others go on."""
+    out = tmp_path / "killed"
+    for rank in range(2):
+        partial, files = PartialStates(out, "key", rank, 0.0), files_at(out)
+        dying, world = DiesAfter(detector, max(0, num_batches - rank)), World(rank, 2)
+        with pytest.raises(Killed) if num_batches < 3 or rank == 0 else nullcontext():
+            evaluator.evaluate_share(dying, mixture, world, CPU, 0, partial=partial, files=files)
+        files.wait()
+    protocol = detector.spec.protocol
+    files_at(out).prepare()
+    state = PartialStates(out, "key", 0, 0.0).collect(protocol)
+    done = state.sample_ids
+    assert len(done) == num_done
+    for rank in range(3):
+        state.merge(evaluator.evaluate_share(detector, mixture, World(rank, 3), CPU, 0, done, files=files_at(out)))
+    write_index(files_at(out), detector, mixture)
+    evaluate(detector, mixture, tmp_path / "whole", 1)
+    for folder in ("maps", "tiff"):
+        assert contents(out / folder) == contents(tmp_path / "whole" / folder)
+    whole: EvaluationState = evaluator.evaluate_share(detector, mixture, World(), CPU, 0)
+    assert state.to_bytes() == whole.to_bytes()
+
+
+def test_maps_that_float16_would_damage_stay_float32() -> None:
+    """Values beyond its range, a small difference between large values, and values below its smallest."""
+    noise = np.random.default_rng(0).random((16, 16), dtype=np.float32)
+    for fine in (noise, 60000 * noise, 1 + noise, 0.01 * noise, np.full_like(noise, 0.5)):
+        assert stored_map(fine).dtype == np.float16
+    for damaged in (70000 * noise, 1e30 * noise, 3e38 * (2 * noise - 1), 1000 + noise, 1e-8 * noise, 0.1 + 0 * noise):
+        found = stored_map(damaged)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, damaged)
+
+
+@given(scale=st.floats(-30, 30), offset=st.floats(-1e6, 1e6), seed=st.integers(0, 2**16))
+def test_a_stored_map_is_never_far_off(scale: float, offset: float, seed: int) -> None:
+    anomaly_map = (np.random.default_rng(seed).normal(size=(8, 8)) * 10**scale + offset).astype(np.float32)
+    error = np.abs(stored_map(anomaly_map).astype(np.float64) - anomaly_map).max()
+    assert error <= ROUNDING * np.ptp(anomaly_map.astype(np.float64)) * (1 + 1e-6)
+
+
+def test_other_files_among_the_maps_are_refused(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    files_at(tmp_path).prepare()  # nothing is there
+    evaluate(detector, mixture, tmp_path, 1)
+    (tmp_path / "tiff" / ".tmp-left").write_bytes(b"half")
+    files_at(tmp_path).prepare()  # the same evaluation once more
+    assert not (tmp_path / "maps" / INDEX).exists()
+    assert not (tmp_path / "tiff" / ".tmp-left").exists()
+    write_index(files_at(tmp_path), detector, mixture)
+    with pytest.raises(
+        UserError, match=r"maps/maps-0123-000000\.tar: not a map of this evaluation; give --maps an empty"
+    ):
+        MapFiles(str(tmp_path / "maps"), None, "4567").prepare()
+    (tmp_path / "maps" / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"note\.txt: not a map of this evaluation"):
+        files_at(tmp_path).prepare()
+
+
+def test_missing_tars_are_told(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    """A local folder of one node, while another node has the other half."""
+    evaluator.evaluate_share(detector, mixture, World(0, 2), CPU, 0, files=files_at(tmp_path))
+    with pytest.raises(
+        UserError, match=r"000001\.tar: one of 1 tars of maps that are missing; --maps must be a storage"
+    ):
+        write_index(files_at(tmp_path), detector, mixture)
+    assert not (tmp_path / "maps" / INDEX).exists()
+
+
+def test_a_storage_that_refuses_ends_the_evaluation(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
+    (tmp_path / "maps").write_text("a file")
+    with pytest.raises(UserError, match="maps"):
+        evaluate(detector, mixture, tmp_path, 1)
+
+
+def test_maps_on_object_storage(detector: Detector, mixture: Mixture, tmp_path: Path, moto_bucket: str) -> None:
+    evaluate(detector, mixture, tmp_path, 1)
+    files = MapFiles(f"{moto_bucket}/maps", f"{moto_bucket}/tiff", "0123")
+    files.prepare()
+    evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
+    write_index(files, detector, mixture)
+    store = Store(moto_bucket)
+    assert {name: store.read(name) for name in store.list()} == contents(tmp_path)
