@@ -152,7 +152,11 @@ def compare(
         str, typer.Option(help="all, or names with options: inversion:steps=10,mismatch:noises=4:times=4")
     ] = "all",
     peers: Annotated[
-        str, typer.Option(help="Methods of others, trained here on the same features and samples: cflow")
+        str,
+        typer.Option(
+            help="Methods of others, trained here on the same features: a memory bank per class or one for all classes "
+            "(PatchCore), CFlow-AD. With options: bank,bank_pooled:share=0.01:neighbours=3,cflow:steps=2000"
+        ),
     ] = "",
     processes: Processes = 0,
 ) -> None:
@@ -163,12 +167,13 @@ def compare(
     resolved = load_config(config, values)
 
     from fmad_dist.comparison.choice import choose
-    from fmad_dist.comparison.peers import choose_peers
+    from fmad_dist.comparison.peer_choice import choose_peers
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
 
-    choose(scorers, read_spec(locate_detector(str(resolved.run_dir))).objective)
-    choose_peers(peers)
+    spec = read_spec(locate_detector(str(resolved.run_dir)))
+    choose(scorers, spec.objective)
+    choose_peers(peers, spec.features.taps)
     arguments = ["--config", str(config), "--scorers", scorers, "--peers", peers, "--out", str(out), *values]
     launch("compare.py", arguments, processes or default_processes())
 

@@ -12,7 +12,7 @@ from fmad_dist.world import World
 def main() -> None:
     parser = config_parser("Compare scorers on one trained model.")
     parser.add_argument("--scorers", default="all", help="all, or names with options: inversion:steps=10,endpoint")
-    parser.add_argument("--peers", default="", help="methods of others, trained on the same features: cflow")
+    parser.add_argument("--peers", default="", help="methods of others: bank,bank_pooled,cflow")
     parser.add_argument("--out", required=True, type=Path, help="folder for comparison.json, .md and .png")
     arguments = parser.parse_args()
     with ending_well():

@@ -1,9 +1,12 @@
 """Which scorers a comparison runs: `all`, or a list like `inversion:steps=10,mismatch:noises=4:times=4`."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.config_files import parse_config
@@ -51,7 +54,7 @@ def choose(text: str, objective: ObjectiveConfig) -> Choice:
         reasons = {title(config): refusal(config, objective) for config in EVERY}
         fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
         return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
-    found = [_parse(part) for part in _split(",", text) if part]
+    found = [_scorer(name, values) for name, values in named_options(text, "--scorers")]
     if not found:
         raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
     for config in found:
@@ -63,11 +66,37 @@ def choose(text: str, objective: ObjectiveConfig) -> Choice:
 
 def title(config: ScorerConfig) -> str:
     """The scorer's name and the options that differ from its defaults."""
-    default = SCORER_CONFIGS[config.name]()
-    values = {key: value for key, value in config if value != getattr(default, key)}
+    values = changed(config, SCORER_CONFIGS[config.name]())
     if isinstance(config, FusionConfig) and values:
         values["parts"] = f"[{' + '.join(title(part) for part in config.parts)}]"
     return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
+
+
+def changed(config: BaseModel, default: BaseModel) -> dict[str, Any]:
+    """The fields whose values differ."""
+    return {key: value for key, value in config if value != getattr(default, key)}
+
+
+def named_options(text: str, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, values) of each part of `name:key=value:key=value,name`; values are YAML, `option` is named in errors.
+
+    Raises:
+        UserError: a part is written in another way.
+    """
+    for part in _split(",", text):
+        name, *pairs = _split(":", part.strip())
+        if name or pairs:
+            yield name, dict(_pair(pair, part, option) for pair in pairs)
+
+
+def _pair(pair: str, part: str, option: str) -> tuple[str, Any]:
+    key, separator, value = pair.partition("=")
+    if not separator:
+        raise UserError(f"{option}: {pair!r} in {part!r}: write options as name:key=value:key=value.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{option}: {pair!r}: the value is not valid YAML ({first_line(error)}).") from None
 
 
 def _split(separator: str, text: str) -> list[str]:
@@ -75,15 +104,5 @@ def _split(separator: str, text: str) -> list[str]:
     return re.split(separator + r"(?![^\[]*\])", text)
 
 
-def _parse(text: str) -> ScorerConfig:
-    name, *options = _split(":", text.strip())
-    values = {}
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator:
-            raise UserError(f"--scorers: {option!r} in {text!r}: write options as name:key=value:key=value.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--scorers: {option!r}: the value is not valid YAML ({first_line(error)}).") from None
+def _scorer(name: str, values: dict[str, Any]) -> ScorerConfig:
     return parse_config({"scorer": {"name": name, **values}}, source="--scorers").scorer

@@ -1,81 +1,106 @@
-"""Methods of others in the same comparison: trained here on the same features and the same training samples."""
+"""Methods of others in the same comparison: trained here on the same features of the same training normals."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
-
+import numpy as np
+import torch
 from torch import Tensor
 
-from fmad_dist.config import RunConfig
+from fmad_dist.comparison.bank import BankScorer, MemoryBank, Patches
+from fmad_dist.comparison.coreset import coreset
+from fmad_dist.comparison.peer_choice import BankConfig, CFlowConfig, PeerConfig
+from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
-from fmad_dist.features.cache import cached_source
 from fmad_dist.progress import Progress
 from fmad_dist.scoring.interface import Scorer
-from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.training.data import TrainingData
-from fmad_dist.training.engine import gather_objects
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.training.engine import broadcast_object
 from fmad_dist.world import World
 
-PEERS = ("cflow",)
-PEER_MARK = "(peer)"
 
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A peer that runs; `steps` None = as many batches as the detector was trained with."""
-
-    name: str
-    steps: int | None = None
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} {PEER_MARK}" + ("" if self.steps is None else f" steps={self.steps}")
-
-
-def choose_peers(text: str) -> tuple[Peer, ...]:
-    """From `cflow` or `cflow:steps=2000`; empty text for none.
+def train_peer(peer: PeerConfig, features: TrainingFeatures, world: World) -> Scorer:
+    """Every rank calls and has the same scorer afterwards.
 
     Raises:
-        UserError: a peer is unknown, has a wrong option, or its package is not installed.
+        UserError: more training images are damaged than a run allows.
     """
-    return tuple(_parse(part.strip()) for part in text.split(",") if part.strip())
+    if isinstance(peer, CFlowConfig):
+        return _train_cflow(peer, features, world)
+    return _build_banks(peer, features, world)
 
 
-def _parse(text: str) -> Peer:
-    name, *options = text.split(":")
-    if name not in PEERS:
-        raise UserError(f"--peers: {name!r} is not known; there is {', '.join(PEERS)}.")
-    if find_spec("anomalib") is None:
-        raise UserError(f"--peers: {name} comes from anomalib, which is missing; install fmad-dist[peers].")
-    key, _, value = (options or ["steps="])[0].partition("=")
-    if len(options) > 1 or key != "steps" or (options and not (value.isdecimal() and int(value) > 0)):
-        raise UserError(f"--peers: {text!r}: the only option is a number of batches, as in {name}:steps=2000.")
-    return Peer(name, int(value) if value else None)
+def told_classes(detector: Detector, mixture: Mixture, rows: tuple[int, ...]) -> Detector:
+    """The detector for the test images at these global indices. A peer with a bank per class is told their classes;
+    all others are as they were.
+
+    Raises:
+        UserError: it has no bank for a class, which has no training images.
+    """
+    scorer = detector.scorer
+    if not (isinstance(scorer, BankScorer) and scorer.per_class):
+        return detector
+    numbers = mixture.class_numbers[list(rows)]
+    if (numbers < 0).any():
+        sample_id = mixture.sample_id(rows[int(numbers.argmin())])
+        raise UserError(
+            f"--peers: bank has no bank for {sample_id}, whose class has no training images; use bank_pooled."
+        )
+    return detector.scored_by(scorer.told(numbers.tolist()))
 
 
-def train_peer(peer: Peer, detector: Detector, config: RunConfig, data: TrainingData, world: World) -> Scorer:
-    """The main process trains and the others get its weights; every rank calls."""
+def _train_cflow(peer: CFlowConfig, features: TrainingFeatures, world: World) -> Scorer:
+    """The main process trains and the others get its weights."""
     from fmad_dist.comparison.cflow import CFlow, fit_cflow
 
-    spec = detector.spec
+    spec = features.detector.spec
     scorer = CFlow(spec.network.channels, spec.network.grid, world.device, spec.seed)
     if world.is_main:
         steps = peer.steps or spec.train_step
-        fit_cflow(scorer, _features(detector, config, data, steps, peer.title, world), spec.seed)
+        with Progress(f"train {peer.title}", steps) as progress:
+            fit_cflow(scorer, progress.over(features.batches(steps)), spec.seed)
     weights = {name: tensor.cpu() for name, tensor in scorer.decoder.state_dict().items()} if world.is_main else None
-    scorer.decoder.load_state_dict(gather_objects(weights)[0])
+    scorer.decoder.load_state_dict(broadcast_object(weights, 0))
     return scorer
 
 
-def _features(
-    detector: Detector, config: RunConfig, data: TrainingData, steps: int, title: str, world: World
-) -> Iterator[Tensor]:
-    """Whitened features [B, C, G, G] of the samples of the first training steps, in the order of the training."""
-    cached = cached_source(config.features.cache, data.mixture, detector.backbone, detector.spec.backbone_digest)
-    layout = BatchLayout.fit(config.train.global_batch, None, 1)
-    with Progress(f"train {title}", steps) as progress:
-        for batch in data.batches(cached or data.images, layout, 0, 0, steps, pin=False):
-            x = batch.data.to(world.device)
-            yield detector.whitening(x if cached else detector.backbone(x))
-            progress.advance(1)
+def _build_banks(peer: BankConfig, features: TrainingFeatures, world: World) -> Scorer:
+    """The ranks build one bank after another of their share of the classes, and then send them to each other."""
+    patches = Patches(peer.side, _channels(peer.taps, features.detector))
+    groups = _groups(peer, features)
+    own = {
+        number: _build(peer, name, rows, patches, features, world).cpu()
+        for number, (name, rows) in enumerate(groups.items())
+        if number % world.size == world.rank
+    }
+    banks = [
+        MemoryBank(broadcast_object(own.get(number), number % world.size).to(world.device))
+        for number in range(len(groups))
+    ]
+    return BankScorer(banks, patches, peer.neighbours, peer.name == "bank")
+
+
+def _groups(peer: BankConfig, features: TrainingFeatures) -> dict[str, np.ndarray]:
+    """The training normals of each bank by its name, in the order of the class numbers."""
+    train, mixture = features.data.split.train, features.data.mixture
+    if peer.name == "bank_pooled":
+        return {"all classes": train}
+    numbers = mixture.class_numbers[train]
+    return {name: train[numbers == number] for number, name in enumerate(mixture.class_names)}
+
+
+def _build(
+    peer: BankConfig, name: str, rows: np.ndarray, patches: Patches, features: TrainingFeatures, world: World
+) -> Tensor:
+    seed, shown = features.detector.spec.seed, world.is_main
+    vectors = features.patches(rows, patches, peer.draw, seed, f"{peer.title}: patches of {name}", shown)
+    size = max(1, round(peer.share * len(vectors)))
+    with Progress(f"{peer.title}: coreset of {name}", size, shown=shown) as progress:
+        return coreset(vectors, size, seed, progress)
+
+
+def _channels(taps: tuple[int, ...], detector: Detector) -> Tensor | None:
+    """The feature channels of some stages of the backbone, int64, or None for all."""
+    if not taps:
+        return None
+    counts = detector.backbone.net.feature_info.channels()
+    stage_of_channel = np.repeat(detector.backbone.spec.taps, counts)
+    return torch.from_numpy(np.flatnonzero(np.isin(stage_of_channel, taps))).to(detector.class_means.device)

@@ -9,8 +9,10 @@ import torch
 
 from fmad_dist.comparison.choice import Choice, choose
 from fmad_dist.comparison.cost import Cost
-from fmad_dist.comparison.peers import Peer, choose_peers, train_peer
+from fmad_dist.comparison.peer_choice import PeerConfig, choose_peers
+from fmad_dist.comparison.peers import told_classes, train_peer
 from fmad_dist.comparison.table import Row, write_comparison
+from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import merge_states, own_test_batches, scored_images
@@ -22,7 +24,7 @@ from fmad_dist.training.data import open_data
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
-PEER_TIMEOUT = timedelta(hours=24)  # one process trains the peers, the others wait
+PEER_TIMEOUT = timedelta(hours=24)  # one process trains a peer, others wait
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
     """
     detector = Detector.load(config.run_dir).place(world.device)
     choice = choose(scorers, detector.spec.objective)
-    chosen = choose_peers(peers)
+    chosen = choose_peers(peers, detector.spec.features.taps)
     mixture = Mixture.load(config.data.manifests)
     world.join(timeout=PEER_TIMEOUT if chosen else None)
     part = _score(detector, choice, chosen, config, mixture, world)
@@ -58,11 +60,11 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
         speed = sum(cost.images_per_s for cost in costs) / len(costs)
         peak = max(cost.peak_bytes for cost in costs)
         rows.append(Row(name, member.scorer.evaluations, speed, peak, results))
-    write_comparison(rows, choice.left_out, detector.spec, part.features.images_per_s, world, out)
+    write_comparison(rows, choice.left_out, chosen, detector.spec, part.features.images_per_s, world, out)
 
 
 def _score(
-    detector: Detector, choice: Choice, peers: Sequence[Peer], config: RunConfig, mixture: Mixture, world: World
+    detector: Detector, choice: Choice, peers: Sequence[PeerConfig], config: RunConfig, mixture: Mixture, world: World
 ) -> Comparison:
     if world.device.type == "cpu":
         torch.set_num_threads(1)
@@ -70,8 +72,9 @@ def _score(
     data = open_data(config)
     for member in detectors.values():
         fit_parts(member, data, world, gather_objects)
+    features = TrainingFeatures(detector, config, data)
     for peer in peers:
-        detectors[peer.title] = detector.scored_by(train_peer(peer, detector, config, data, world))
+        detectors[peer.title] = detector.scored_by(train_peer(peer, features, world))
     protocol = detector.spec.protocol
     part = Comparison(
         detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()
@@ -80,7 +83,8 @@ def _score(
         with part.features.measured(len(batch.rows), world.device):
             x = detector.features(batch.images)
         keys = content_keys(batch.images)
-        for name, member in detectors.items():
+        for name, one in detectors.items():
+            member = told_classes(one, mixture, batch.rows)
             with part.costs[name].measured(len(batch.rows), world.device):
                 found = member.score(x, keys)
             for scored in scored_images(mixture, batch, found):
