@@ -154,8 +154,8 @@ def compare(
     peers: Annotated[
         str,
         typer.Option(
-            help="Methods of others, trained here on the same features: a memory bank per class or one for all classes "
-            "(PatchCore), CFlow-AD. With options: bank,bank_pooled:share=0.01:neighbours=3,cflow:steps=2000"
+            help="Methods of others on the same features: a memory bank per class or one for all classes (PatchCore), "
+            "CFlow-AD. With options: bank, bank_pooled:share=0.01:neighbours=3, cflow:steps=2000"
         ),
     ] = "",
     processes: Processes = 0,

@@ -162,7 +162,9 @@ def test_random_draws_and_peers_compare(job: Job, zero2: Path) -> None:
     assert rows[0].startswith("mismatch")
     assert rows[2:4] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
     assert rows[4:] == ["bank (peer)", "bank_pooled (peer) share=0.5 draw=300 neighbours=2"]
-    assert "bank, one memory bank per class, is told the class" in (job.root / "compared-1" / "comparison.md").read_text()
+    assert (
+        "bank, one memory bank per class, is told the class" in (job.root / "compared-1" / "comparison.md").read_text()
+    )
     found = json.loads((job.root / "compared-2" / "comparison.json").read_text())["scorers"]["bank (peer)"]
     assert found["evaluations"] == 0
     assert found["mean"]["image_auroc"] > 0.9  # a bright spot is nowhere in the bank
