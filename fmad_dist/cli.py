@@ -167,13 +167,12 @@ def compare(
     resolved = load_config(config, values)
 
     from fmad_dist.comparison.choice import choose
-    from fmad_dist.comparison.peer_choice import choose_peers
+    from fmad_dist.comparison.peers import choose_peers
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
 
-    spec = read_spec(locate_detector(str(resolved.run_dir)))
-    choose(scorers, spec.objective)
-    choose_peers(peers, spec.features.taps)
+    choose(scorers, read_spec(locate_detector(str(resolved.run_dir))).objective)
+    choose_peers(peers)
     arguments = ["--config", str(config), "--scorers", scorers, "--peers", peers, "--out", str(out), *values]
     launch("compare.py", arguments, processes or default_processes())
 

@@ -1,7 +1,6 @@
 """Which scorers a comparison runs: `all`, or a list like `inversion:steps=10,mismatch:noises=4:times=4`."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +53,7 @@ def choose(text: str, objective: ObjectiveConfig) -> Choice:
         reasons = {title(config): refusal(config, objective) for config in EVERY}
         fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
         return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
-    found = [_scorer(name, values) for name, values in named_options(text, "--scorers")]
+    found = [_parse(part) for part in _split(",", text) if part]
     if not found:
         raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
     for config in found:
@@ -77,26 +76,28 @@ def changed(config: BaseModel, default: BaseModel) -> dict[str, Any]:
     return {key: value for key, value in config if value != getattr(default, key)}
 
 
-def named_options(text: str, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, values) of each part of `name:key=value:key=value,name`; values are YAML, `option` is named in errors.
+def named_options(text: str, option: str) -> tuple[str, dict[str, Any]]:
+    """The name and the values, as YAML, of `name:key=value:key=value`; `option` is named in errors.
 
     Raises:
-        UserError: a part is written in another way.
+        UserError: it is written in another way.
     """
-    for part in _split(",", text):
-        name, *pairs = _split(":", part.strip())
-        if name or pairs:
-            yield name, dict(_pair(pair, part, option) for pair in pairs)
+    name, *pairs = _split(":", text.strip())
+    values = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"{option}: {pair!r} in {text!r}: write options as name:key=value:key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{option}: {pair!r}: the value is not valid YAML ({first_line(error)}).") from None
+    return name, values
 
 
-def _pair(pair: str, part: str, option: str) -> tuple[str, Any]:
-    key, separator, value = pair.partition("=")
-    if not separator:
-        raise UserError(f"{option}: {pair!r} in {part!r}: write options as name:key=value:key=value.")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"{option}: {pair!r}: the value is not valid YAML ({first_line(error)}).") from None
+def parts_of(text: str) -> list[str]:
+    """The parts of a list with commas that are not blank."""
+    return [part for part in _split(",", text) if part.strip()]
 
 
 def _split(separator: str, text: str) -> list[str]:
@@ -104,5 +105,6 @@ def _split(separator: str, text: str) -> list[str]:
     return re.split(separator + r"(?![^\[]*\])", text)
 
 
-def _scorer(name: str, values: dict[str, Any]) -> ScorerConfig:
+def _parse(text: str) -> ScorerConfig:
+    name, values = named_options(text, "--scorers")
     return parse_config({"scorer": {"name": name, **values}}, source="--scorers").scorer

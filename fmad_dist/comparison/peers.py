@@ -1,106 +1,88 @@
-"""Methods of others in the same comparison: trained here on the same features of the same training normals."""
+"""Methods of others in the same comparison: a list like `bank,bank_pooled:share=0.01,cflow:steps=2000`."""
 
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any, Literal
 
-from fmad_dist.comparison.bank import BankScorer, MemoryBank, Patches
-from fmad_dist.comparison.coreset import coreset
-from fmad_dist.comparison.peer_choice import BankConfig, CFlowConfig, PeerConfig
-from fmad_dist.comparison.training_features import TrainingFeatures
-from fmad_dist.detector import Detector
-from fmad_dist.errors import UserError
-from fmad_dist.progress import Progress
-from fmad_dist.scoring.interface import Scorer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fmad_dist.comparison.choice import changed, named_options, parts_of
+from fmad_dist.errors import UserError, first_line
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.training.engine import broadcast_object
-from fmad_dist.world import World
+
+PEER_MARK = "(peer)"
 
 
-def train_peer(peer: PeerConfig, features: TrainingFeatures, world: World) -> Scorer:
-    """Every rank calls and has the same scorer afterwards.
+class PeerSection(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+
+    @property
+    def title(self) -> str:
+        """The peer's name and the options that differ from its defaults."""
+        options = changed(self, type(self)(name=self.name))
+        return " ".join([self.name, PEER_MARK, *(f"{key}={value}" for key, value in options.items())])
+
+
+class CFlowConfig(PeerSection):
+    name: Literal["cflow"] = "cflow"
+    steps: int | None = Field(None, ge=1, description="batches it trains with; null = as many as the detector")
+
+
+class BankConfig(PeerSection):
+    name: Literal["bank", "bank_pooled"] = "bank"  # one bank per class, or one for all
+    share: float = Field(0.1, gt=0.0, le=1.0, description="part of the drawn patches that a bank keeps")
+    draw: int = Field(250_000, ge=1, description="patches that are drawn at most for a bank, evenly over its images")
+    neighbours: int = Field(1, ge=1, description="nearest kept patches whose distances are averaged")
+    side: Literal[1, 3, 5] = Field(3, description="a patch is the mean over side x side locations")
+    taps: tuple[int, ...] = Field((), description="stages of the backbone that it looks at; empty = all")
+
+
+PeerConfig = CFlowConfig | BankConfig
+PEERS: dict[str, type[CFlowConfig] | type[BankConfig]] = {
+    "bank": BankConfig,
+    "bank_pooled": BankConfig,
+    "cflow": CFlowConfig,
+}
+
+
+def choose_peers(text: str) -> tuple[PeerConfig, ...]:
+    """From a list of names with options; empty text for none.
 
     Raises:
-        UserError: more training images are damaged than a run allows.
+        UserError: a peer is unknown, has a wrong option, or its package is not installed.
     """
-    if isinstance(peer, CFlowConfig):
-        return _train_cflow(peer, features, world)
-    return _build_banks(peer, features, world)
+    return tuple(_peer(*named_options(part, "--peers")) for part in parts_of(text))
 
 
-def told_classes(detector: Detector, mixture: Mixture, rows: tuple[int, ...]) -> Detector:
-    """The detector for the test images at these global indices. A peer with a bank per class is told their classes;
-    all others are as they were.
+def check_peers(peers: Sequence[PeerConfig], mixture: Mixture, taps: Sequence[int]) -> None:
+    """Whether the peers can be built on the data and on features of these stages of the backbone.
 
     Raises:
-        UserError: it has no bank for a class, which has no training images.
+        UserError: a bank would look at other stages, or has to be of a class without training images.
     """
-    scorer = detector.scorer
-    if not (isinstance(scorer, BankScorer) and scorer.per_class):
-        return detector
-    numbers = mixture.class_numbers[list(rows)]
-    if (numbers < 0).any():
-        sample_id = mixture.sample_id(rows[int(numbers.argmin())])
-        raise UserError(
-            f"--peers: bank has no bank for {sample_id}, whose class has no training images; use bank_pooled."
-        )
-    return detector.scored_by(scorer.told(numbers.tolist()))
+    test = mixture.rows("test")
+    strange = test[mixture.class_numbers[test] < 0]
+    for peer in peers:
+        if isinstance(peer, BankConfig) and set(peer.taps) - set(taps):
+            raise UserError(f"--peers: {peer.name}: taps {list(peer.taps)}: this model's features have {list(taps)}.")
+        if isinstance(peer, BankConfig) and peer.name == "bank" and len(strange):
+            sample_id = mixture.sample_id(int(strange[0]))
+            raise UserError(f"--peers: bank needs training images of the class of {sample_id}; use bank_pooled.")
 
 
-def _train_cflow(peer: CFlowConfig, features: TrainingFeatures, world: World) -> Scorer:
-    """The main process trains and the others get its weights."""
-    from fmad_dist.comparison.cflow import CFlow, fit_cflow
-
-    spec = features.detector.spec
-    scorer = CFlow(spec.network.channels, spec.network.grid, world.device, spec.seed)
-    if world.is_main:
-        steps = peer.steps or spec.train_step
-        with Progress(f"train {peer.title}", steps) as progress:
-            fit_cflow(scorer, progress.over(features.batches(steps)), spec.seed)
-    weights = {name: tensor.cpu() for name, tensor in scorer.decoder.state_dict().items()} if world.is_main else None
-    scorer.decoder.load_state_dict(broadcast_object(weights, 0))
-    return scorer
-
-
-def _build_banks(peer: BankConfig, features: TrainingFeatures, world: World) -> Scorer:
-    """The ranks build one bank after another of their share of the classes, and then send them to each other."""
-    patches = Patches(peer.side, _channels(peer.taps, features.detector))
-    groups = _groups(peer, features)
-    own = {
-        number: _build(peer, name, rows, patches, features, world).cpu()
-        for number, (name, rows) in enumerate(groups.items())
-        if number % world.size == world.rank
-    }
-    banks = [
-        MemoryBank(broadcast_object(own.get(number), number % world.size).to(world.device))
-        for number in range(len(groups))
-    ]
-    return BankScorer(banks, patches, peer.neighbours, peer.name == "bank")
-
-
-def _groups(peer: BankConfig, features: TrainingFeatures) -> dict[str, np.ndarray]:
-    """The training normals of each bank by its name, in the order of the class numbers."""
-    train, mixture = features.data.split.train, features.data.mixture
-    if peer.name == "bank_pooled":
-        return {"all classes": train}
-    numbers = mixture.class_numbers[train]
-    return {name: train[numbers == number] for number, name in enumerate(mixture.class_names)}
-
-
-def _build(
-    peer: BankConfig, name: str, rows: np.ndarray, patches: Patches, features: TrainingFeatures, world: World
-) -> Tensor:
-    seed, shown = features.detector.spec.seed, world.is_main
-    vectors = features.patches(rows, patches, peer.draw, seed, f"{peer.title}: patches of {name}", shown)
-    size = max(1, round(peer.share * len(vectors)))
-    with Progress(f"{peer.title}: coreset of {name}", size, shown=shown) as progress:
-        return coreset(vectors, size, seed, progress)
-
-
-def _channels(taps: tuple[int, ...], detector: Detector) -> Tensor | None:
-    """The feature channels of some stages of the backbone, int64, or None for all."""
-    if not taps:
-        return None
-    counts = detector.backbone.net.feature_info.channels()
-    stage_of_channel = np.repeat(detector.backbone.spec.taps, counts)
-    return torch.from_numpy(np.flatnonzero(np.isin(stage_of_channel, taps))).to(detector.class_means.device)
+def _peer(name: str, values: dict[str, Any]) -> PeerConfig:
+    if name not in PEERS:
+        raise UserError(f"--peers: {name!r} is not known; there is {', '.join(PEERS)}.")
+    kind = PEERS[name]
+    unknown = sorted(values.keys() - (kind.model_fields.keys() - {"name"}))
+    if unknown:
+        options = ", ".join(key for key in kind.model_fields if key != "name")
+        raise UserError(f"--peers: {name} has no option {unknown[0]!r}; it takes {options}.")
+    try:
+        config = kind(**{"name": name, **values})
+    except ValidationError as error:
+        raise UserError(f"--peers: {name}: {first_line(error)}.") from None
+    if isinstance(config, CFlowConfig) and find_spec("anomalib") is None:
+        raise UserError("--peers: cflow comes from anomalib, which is missing; install fmad-dist[peers].")
+    return config

@@ -9,8 +9,8 @@ import torch
 
 from fmad_dist.comparison.choice import Choice, choose
 from fmad_dist.comparison.cost import Cost
-from fmad_dist.comparison.peer_choice import PeerConfig, choose_peers
-from fmad_dist.comparison.peers import told_classes, train_peer
+from fmad_dist.comparison.peer_training import told_classes, train_peer
+from fmad_dist.comparison.peers import PeerConfig, check_peers, choose_peers
 from fmad_dist.comparison.table import Row, write_comparison
 from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.config import RunConfig
@@ -45,8 +45,9 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
     """
     detector = Detector.load(config.run_dir).place(world.device)
     choice = choose(scorers, detector.spec.objective)
-    chosen = choose_peers(peers, detector.spec.features.taps)
+    chosen = choose_peers(peers)
     mixture = Mixture.load(config.data.manifests)
+    check_peers(chosen, mixture, detector.backbone.spec.taps)
     world.join(timeout=PEER_TIMEOUT if chosen else None)
     part = _score(detector, choice, chosen, config, mixture, world)
     gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
@@ -60,7 +61,7 @@ def run_comparison(config: RunConfig, scorers: str, peers: str, out: Path, world
         speed = sum(cost.images_per_s for cost in costs) / len(costs)
         peak = max(cost.peak_bytes for cost in costs)
         rows.append(Row(name, member.scorer.evaluations, speed, peak, results))
-    write_comparison(rows, choice.left_out, chosen, detector.spec, part.features.images_per_s, world, out)
+    write_comparison(rows, choice.left_out, detector.spec, part.features.images_per_s, world, out)
 
 
 def _score(
@@ -72,9 +73,9 @@ def _score(
     data = open_data(config)
     for member in detectors.values():
         fit_parts(member, data, world, gather_objects)
-    features = TrainingFeatures(detector, config, data)
-    for peer in peers:
-        detectors[peer.title] = detector.scored_by(train_peer(peer, features, world))
+    if peers:
+        features = TrainingFeatures(detector, config, data)
+        detectors |= {peer.title: detector.scored_by(train_peer(peer, features, world)) for peer in peers}
     protocol = detector.spec.protocol
     part = Comparison(
         detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()

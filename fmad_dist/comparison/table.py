@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fmad_dist.comparison.peer_choice import PeerConfig
+from fmad_dist.comparison.peers import PEER_MARK
 from fmad_dist.detector import DetectorSpec
 from fmad_dist.evaluation.results import Metrics, Results
 from fmad_dist.networks.build import describe_network
@@ -47,7 +47,6 @@ class Row:
 def write_comparison(
     rows: Sequence[Row],
     left_out: dict[str, str],
-    peers: Sequence[PeerConfig],
     spec: DetectorSpec,
     features_per_s: float,
     world: World,
@@ -56,7 +55,7 @@ def write_comparison(
     """`images_per_s` is of one process and leaves out reading and features, which all scorers share."""
     from fmad_dist.comparison.figure import draw
 
-    facts = _facts(spec, features_per_s, world) | _peer_facts(peers)
+    facts = _facts(spec, features_per_s, world) | _peer_facts(rows)
     store = Store(out)
     body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
     store.write("comparison.json", json.dumps(body, indent=1).encode())
@@ -80,9 +79,9 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
     }
 
 
-def _peer_facts(peers: Sequence[PeerConfig]) -> dict[str, str]:
-    """What a reader must know about peers to compare them."""
-    names = sorted({peer.name for peer in peers})
+def _peer_facts(rows: Sequence[Row]) -> dict[str, str]:
+    """What a reader must know about the peers to compare them."""
+    names = sorted({row.title.split()[0] for row in rows if PEER_MARK in row.title})
     return {"Peers": " ".join([PEER_NOTE, *(PEER_NOTES[name] for name in names)])} if names else {}
 
 

@@ -45,7 +45,7 @@ class TrainingFeatures:
         each. So `draw` bounds the memory, and no layout of processes or batches changes what is drawn.
 
         Raises:
-            UserError: more images are damaged than a run allows.
+            UserError: more images are damaged than a run allows, or all of them.
         """
         rows = rows[:: -(-len(rows) // draw)]
         drawn: list[Tensor] = []
@@ -54,6 +54,8 @@ class TrainingFeatures:
                 for row, vectors in self._readable(part, patches):
                     drawn.append(_draw(vectors, draw // len(rows), seed, row))
                 progress.advance(len(part))
+        if not drawn:
+            raise UserError(f"{title}: all {len(rows)} training images are damaged; restore their shards.")
         return torch.cat(drawn)
 
     @property

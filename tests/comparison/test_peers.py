@@ -1,5 +1,6 @@
 """Which peers run, and what memory banks are built from: training normals alone, whoever reads them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +9,18 @@ import torch
 from conftest import MakeDetector, build_dataset
 from torch import Tensor
 
-from fmad_dist.comparison import peers as peers_module
+from fmad_dist.comparison import peer_training
 from fmad_dist.comparison.bank import BankScorer, Patches
-from fmad_dist.comparison.peer_choice import BankConfig, CFlowConfig, choose_peers
-from fmad_dist.comparison.peers import told_classes, train_peer
+from fmad_dist.comparison.peer_training import told_classes, train_peer
+from fmad_dist.comparison.peers import BankConfig, CFlowConfig, check_peers, choose_peers
 from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.config import DataConfig, FeatureConfig, RunConfig
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import prepare_features
+from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import BadSample
+from fmad_dist.stream.sources import SampleSource
 from fmad_dist.training.data import open_data
 from fmad_dist.world import World
 
@@ -57,16 +60,16 @@ def image_scores(features: TrainingFeatures, peer: BankConfig, rows: np.ndarray)
 
 
 def test_choice_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_peers("", TAPS) == ()
-    assert choose_peers("cflow, cflow:steps=20", TAPS) == (CFlowConfig(), CFlowConfig(steps=20))
-    chosen = choose_peers("bank,bank_pooled:share=0.01:taps=[1]", TAPS)
+    assert choose_peers("") == ()
+    assert choose_peers("cflow, cflow:steps=20") == (CFlowConfig(), CFlowConfig(steps=20))
+    chosen = choose_peers("bank,bank_pooled:share=0.01:taps=[1]")
     assert chosen == (BankConfig(), BankConfig(name="bank_pooled", share=0.01, taps=(1,)))
     titles = [peer.title for peer in (*chosen, CFlowConfig(steps=20))]
     assert titles == ["bank (peer)", "bank_pooled (peer) share=0.01 taps=(1,)", "cflow (peer) steps=20"]
-    monkeypatch.setattr("fmad_dist.comparison.peer_choice.find_spec", lambda name: None)
-    assert choose_peers("bank", TAPS) == (BankConfig(),)  # needs no package
+    monkeypatch.setattr("fmad_dist.comparison.peers.find_spec", lambda name: None)
+    assert choose_peers("bank") == (BankConfig(),)  # needs no package
     with pytest.raises(UserError, match=r"anomalib, which is missing; install fmad-dist\[peers\]"):
-        choose_peers("cflow", TAPS)
+        choose_peers("cflow")
 
 
 @pytest.mark.parametrize(
@@ -80,12 +83,12 @@ def test_choice_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
         ("bank:share=2", "bank: share: Input should be less than or equal to 1"),
         ("bank:side=2", "bank: side: Input should be 1, 3 or 5"),
         ("bank_pooled:steps=2", "it takes share, draw, neighbours, side, taps"),
-        ("bank:taps=[1,3]", r"bank: taps \[1, 3\]: this model's features have \[1, 2\]"),
+        ("bank:taps=5", "bank: taps: Input should be a valid tuple"),
     ],
 )
 def test_wrong_peers_are_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=f"^--peers: .*{sentence}"):
-        choose_peers(text, TAPS)
+        choose_peers(text)
 
 
 def test_banks_hold_the_patches_of_training_normals_alone(tiny: TrainingFeatures) -> None:
@@ -157,7 +160,7 @@ def test_ranks_build_a_share_of_the_banks_each(
             sent.append((source, item))
             return torch.zeros(1, 1) if item is None else item
 
-        monkeypatch.setattr(peers_module, "broadcast_object", send)
+        monkeypatch.setattr(peer_training, "broadcast_object", send)
         train_peer(BankConfig(), tiny, World(rank, size))
         assert [source for source, _ in sent] == [number % size for number in range(3)]
         for number, (source, item) in enumerate(sent):
@@ -167,7 +170,7 @@ def test_ranks_build_a_share_of_the_banks_each(
 
 
 def test_only_some_stages(tiny: TrainingFeatures) -> None:
-    counts = tiny.detector.backbone.net.feature_info.channels()
+    counts = tiny.detector.backbone.tap_channels
     for tap, start in zip(TAPS, (0, counts[0]), strict=True):
         scorer = train_peer(BankConfig(taps=(tap,), side=1, share=1.0), tiny, World())
         whole = train_peer(BankConfig(side=1, share=1.0), tiny, World())
@@ -177,16 +180,45 @@ def test_only_some_stages(tiny: TrainingFeatures) -> None:
         assert torch.equal(scorer.banks[0].vectors, whole.banks[0].vectors[:, start : start + width])
 
 
-def test_a_class_without_a_bank_is_one_sentence(tiny: TrainingFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_the_model_or_the_data_cannot_serve(tiny: TrainingFeatures, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = tiny.data.mixture
-    rows = tuple(mixture.rows("test")[:2].tolist())
-    detector = tiny.detector.scored_by(train_peer(BankConfig(), tiny, World()))
-    assert told_classes(tiny.detector, mixture, rows) is tiny.detector
+    check_peers([BankConfig(taps=(2,)), CFlowConfig()], mixture, TAPS)
+    with pytest.raises(UserError, match=r"bank: taps \[1, 3\]: this model's features have \[1, 2\]"):
+        check_peers([BankConfig(taps=(1, 3))], mixture, TAPS)
+    row = int(mixture.rows("test")[1])
     numbers = mixture.class_numbers.copy()
-    numbers[rows[1]] = -1
+    numbers[row] = -1
     monkeypatch.setitem(mixture.__dict__, "class_numbers", numbers)
-    with pytest.raises(UserError, match=f"no bank for {mixture.sample_id(rows[1])}.*; use bank_pooled"):
-        told_classes(detector, mixture, rows)
+    check_peers([BankConfig(name="bank_pooled"), CFlowConfig()], mixture, TAPS)
+    with pytest.raises(UserError, match=f"bank needs training images of the class of {mixture.sample_id(row)}"):
+        check_peers([BankConfig(name="bank_pooled"), BankConfig()], mixture, TAPS)
+
+
+def test_only_banks_per_class_are_told_classes(tiny: TrainingFeatures) -> None:
+    rows = tuple(tiny.data.mixture.rows("test")[:3].tolist())
+    for name in ("bank", "bank_pooled"):
+        detector = tiny.detector.scored_by(train_peer(BankConfig(name=name), tiny, World()))
+        told = told_classes(detector, tiny.data.mixture, rows)
+        assert (told is detector) == (name == "bank_pooled")
+    assert told_classes(tiny.detector, tiny.data.mixture, rows) is tiny.detector
+
+
+class Damaged(SampleSource):
+    """A source in which some images are damaged."""
+
+    def __init__(self, sound: SampleSource, mixture: Mixture, victims: set[int]) -> None:
+        self.sound, self.mixture, self.victims = sound, mixture, victims
+        self.stack = sound.stack  # type: ignore[method-assign]
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Sequence[int], object]:
+        return indices, self.sound.fetch(indices)
+
+    def decode(self, fetched: tuple[Sequence[int], object]) -> list[Tensor | BadSample]:
+        found = self.sound.decode(fetched[1])
+        return [self._bad(n) if n in self.victims else one for n, one in zip(fetched[0], found, strict=True)]
+
+    def _bad(self, index: int) -> BadSample:
+        return BadSample(self.mixture.sample_id(index), "shard", "is damaged", "restore it")
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
@@ -194,17 +226,8 @@ def test_damaged_images_are_left_out_and_bounded(
     allowed: int, tiny_url: str, make_detector: MakeDetector, capfd: pytest.CaptureFixture[str]
 ) -> None:
     features = opened(tiny_url, make_detector, max_bad_samples=allowed)
-    victim = int(features.data.split.train[2])
-    decode = features.source.decode
-
-    def damaged(fetched: list) -> list:
-        bad = BadSample(features.data.mixture.sample_id(victim), "shard", "is damaged", "restore it")
-        return [bad if index == victim else one for index, one in zip(asked, decode(fetched), strict=True)]
-
-    asked: list[int] = []
-    fetch = features.source.fetch
-    features.source.fetch = lambda rows: (asked.__setitem__(slice(None), rows), fetch(rows))[1]  # type: ignore[method-assign]
-    features.source.decode = damaged  # type: ignore[method-assign]
+    data = features.data
+    features.source = Damaged(features.source, data.mixture, {int(data.split.train[2])})
     peer = BankConfig(name="bank_pooled", share=1.0)
     if not allowed:
         with pytest.raises(UserError, match=r"data\.max_bad_samples: 0 damaged samples allowed"):
@@ -215,3 +238,7 @@ def test_damaged_images_are_left_out_and_bounded(
     assert len(scorer.banks[0].vectors) == 20 * GRID**2
     train_peer(BankConfig(), features, World())  # the same image again does not count twice
     assert capfd.readouterr().err.count("left out damaged sample 1 of at most 1") == 1
+    features.source = Damaged(data.images, data.mixture, set(data.split.train.tolist()))
+    features.max_bad_samples = 100
+    with pytest.raises(UserError, match="patches of all classes: all 21 training images are damaged"):
+        train_peer(peer, features, World())
