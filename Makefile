@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
 	@UV="$$(command -v uv || echo $(PYTHON) -m uv)"; \
 	  $$UV venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-	  $$UV pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	  $$UV pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 lint: install
