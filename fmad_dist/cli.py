@@ -173,7 +173,11 @@ def compare(
         str, typer.Option(help="all, or own and names with options: own,inversion:steps=10,mismatch:noises=4:times=4")
     ] = "all",
     peers: Annotated[
-        str, typer.Option(help="Methods of others, trained here on the same features and samples: cflow")
+        str,
+        typer.Option(
+            help="Methods of others on the same features: a memory bank per class or one for all classes (PatchCore), "
+            "CFlow-AD. With options: bank, bank_pooled:share=0.01:neighbours=3, cflow:steps=2000"
+        ),
     ] = "",
     model: Annotated[
         str | None, typer.Option(help="A model that was trained elsewhere on the data of --config; default its run.")

@@ -12,7 +12,7 @@ from fmad_dist.world import World
 def main() -> None:
     parser = config_parser("Compare scorers on one trained model.")
     parser.add_argument("--scorers", default="all", help="all, or own and names with options: own,endpoint")
-    parser.add_argument("--peers", default="", help="methods of others, trained on the same features: cflow")
+    parser.add_argument("--peers", default="", help="methods of others: bank,bank_pooled,cflow")
     parser.add_argument("--model", help="detector of another place than the run directory of --config")
     parser.add_argument("--out", required=True, type=Path, help="folder for comparison.json, .md and .png")
     arguments = parser.parse_args()

@@ -11,7 +11,7 @@ from fmad_dist.bench.parts import Part
 from fmad_dist.bench.stages import Compare, Evaluate, stages_of, survey
 from fmad_dist.comparison.choice import title as scorer_title
 from fmad_dist.comparison.peers import PEER_MARK
-from fmad_dist.comparison.table import COMPARISON_NAME
+from fmad_dist.comparison.table import COMPARISON_NAME, PEER_NOTES
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.report.benchmark import compared_rows, measured_note
 from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
@@ -108,7 +108,8 @@ def _compared(stages: Iterable[Compare]) -> Compared:
 def _row(title: str, mean: Mapping[str, float | None], note: str) -> ComparedRow:
     metrics = {metric: value for metric, value in mean.items() if value is not None}
     if PEER_MARK in title:
-        return ComparedRow(title.replace(PEER_MARK, "").strip(), "peer", note, metrics)
+        name = " ".join(title.replace(PEER_MARK, "").split())
+        return ComparedRow(name, "peer", f"{note}; {PEER_NOTES[name.split()[0]].removesuffix('.')}", metrics)
     return ComparedRow(f"fmad {title}", "ours", note, metrics)
 
 

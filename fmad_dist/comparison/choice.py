@@ -2,8 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.config_files import parse_config
@@ -68,11 +70,39 @@ def choose(text: str, objective: ObjectiveConfig, own: ScorerConfig | None = Non
 
 def title(config: ScorerConfig) -> str:
     """The scorer's name and the options that differ from its defaults."""
-    default = SCORER_CONFIGS[config.name]()
-    values = {key: value for key, value in config if value != getattr(default, key)}
+    values = changed(config, SCORER_CONFIGS[config.name]())
     if isinstance(config, FusionConfig) and values:
         values["parts"] = f"[{' + '.join(title(part) for part in config.parts)}]"
     return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
+
+
+def changed(config: BaseModel, default: BaseModel) -> dict[str, Any]:
+    """The fields whose values differ."""
+    return {key: value for key, value in config if value != getattr(default, key)}
+
+
+def named_options(text: str, option: str) -> tuple[str, dict[str, Any]]:
+    """The name and the values, as YAML, of `name:key=value:key=value`; `option` is named in errors.
+
+    Raises:
+        UserError: it is written in another way.
+    """
+    name, *pairs = _split(":", text.strip())
+    values = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"{option}: {pair!r} in {text!r}: write options as name:key=value:key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{option}: {pair!r}: the value is not valid YAML ({first_line(error)}).") from None
+    return name, values
+
+
+def parts_of(text: str) -> list[str]:
+    """The parts of a list with commas that are not blank."""
+    return [part for part in _split(",", text) if part.strip()]
 
 
 def _split(separator: str, text: str) -> list[str]:
@@ -81,14 +111,5 @@ def _split(separator: str, text: str) -> list[str]:
 
 
 def _parse(text: str) -> ScorerConfig:
-    name, *options = _split(":", text.strip())
-    values = {}
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator:
-            raise UserError(f"--scorers: {option!r} in {text!r}: write options as name:key=value:key=value.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--scorers: {option!r}: the value is not valid YAML ({first_line(error)}).") from None
+    name, values = named_options(text, "--scorers")
     return parse_config({"scorer": {"name": name, **values}}, source="--scorers").scorer

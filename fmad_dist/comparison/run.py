@@ -9,8 +9,10 @@ import torch
 
 from fmad_dist.comparison.choice import Choice, choose
 from fmad_dist.comparison.cost import Cost, mean_speed
-from fmad_dist.comparison.peers import Peer, choose_peers, train_peer
+from fmad_dist.comparison.peer_training import told_classes, train_peer
+from fmad_dist.comparison.peers import PeerConfig, check_peers, choose_peers
 from fmad_dist.comparison.table import FILES, Row, write_comparison
+from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.config import RunConfig
 from fmad_dist.detector import Detector, DetectorSpec
 from fmad_dist.errors import UserError
@@ -26,7 +28,7 @@ from fmad_dist.training.engine import gather_objects
 from fmad_dist.training.fingerprint import training_fingerprint
 from fmad_dist.world import World
 
-PEER_TIMEOUT = timedelta(hours=24)  # one process trains the peers, the others wait
+PEER_TIMEOUT = timedelta(hours=24)  # one process trains a peer, others wait
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def run_comparison(config: RunConfig, model: str | Path, scorers: str, peers: st
     chosen = choose_peers(peers)
     mixture = Mixture.load(config.data.manifests)
     check_same_data(model, detector.spec, mixture.digests, peers)
+    check_peers(chosen, mixture, detector.backbone.spec.taps)
     world.join(timeout=PEER_TIMEOUT if chosen else None)
     part = _score(detector, choice, chosen, config, mixture, world)
     gathered = gather_objects(({name: state.to_bytes() for name, state in part.states.items()}, part.costs))
@@ -89,7 +92,7 @@ def check_same_data(model: str | Path, spec: DetectorSpec, manifests: Mapping[st
 
 
 def _score(
-    detector: Detector, choice: Choice, peers: Sequence[Peer], config: RunConfig, mixture: Mixture, world: World
+    detector: Detector, choice: Choice, peers: Sequence[PeerConfig], config: RunConfig, mixture: Mixture, world: World
 ) -> Comparison:
     if world.device.type == "cpu":
         torch.set_num_threads(1)
@@ -97,8 +100,9 @@ def _score(
     data = open_data(config)
     for member in detectors.values():
         fit_parts(member, data, world, gather_objects)
-    for peer in peers:
-        detectors[peer.title] = detector.scored_by(train_peer(peer, detector, config, data, world))
+    if peers:
+        features = TrainingFeatures(detector, config, data)
+        detectors |= {peer.title: detector.scored_by(train_peer(peer, features, world)) for peer in peers}
     protocol = detector.spec.protocol
     part = Comparison(
         detectors, {n: EvaluationState(protocol) for n in detectors}, {n: Cost() for n in detectors}, Cost()
@@ -107,7 +111,8 @@ def _score(
         with part.features.measured(len(batch.rows), world.device):
             x = detector.features(batch.images)
         keys = content_keys(batch.images)
-        for name, member in detectors.items():
+        for name, one in detectors.items():
+            member = told_classes(one, mixture, batch.rows)
             with part.costs[name].measured(len(batch.rows), world.device):
                 found = member.score(x, keys)
             for scored in scored_images(mixture, batch, found):

@@ -25,9 +25,15 @@ COMPARISON_NAME = "comparison.json"
 FILES = (COMPARISON_NAME, "comparison.md", "comparison.png")
 SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 PEER_NOTE = (
-    "A peer is a method of others with its own network, trained for this comparison on the same features and, unless "
-    "its steps are given, on the same training samples as the model; its evaluations are those of its own network."
+    "A peer is a method of others, trained for this comparison on the same features of the same training normals."
 )
+PEER_NOTES = {
+    "bank": "bank, one memory bank per class, is told the class of every test image, which no other row is, and needs "
+    "no network.",
+    "bank_pooled": "bank_pooled is one memory bank for all classes, is not told the class and needs no network.",
+    "cflow": "cflow has a network of its own, which its evaluations are of, and unless its steps are given it saw the "
+    "same samples in the same order as the model.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ def write_comparison(
     """`images_per_s` is of one process and leaves out reading and features, which all scorers share."""
     from fmad_dist.comparison.figure import draw
 
-    facts = _facts(spec, features_per_s, world)
+    facts = _facts(spec, features_per_s, world) | _peer_facts(rows)
     store = Store(out)
     body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
     store.write(COMPARISON_NAME, json.dumps(body, indent=1, allow_nan=False).encode())
@@ -75,6 +81,12 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
         "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
         f"torch {torch.__version__}",
     }
+
+
+def _peer_facts(rows: Sequence[Row]) -> dict[str, str]:
+    """What a reader must know about the peers to compare them."""
+    names = sorted({row.title.split()[0] for row in rows if PEER_MARK in row.title})
+    return {"Peers": " ".join([PEER_NOTE, *(PEER_NOTES[name] for name in names)])} if names else {}
 
 
 def _values(row: Row) -> dict[str, Any]:
@@ -114,8 +126,6 @@ def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, st
     lines = ["# Scorers on one model", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     lines += ["", "Means over the classes; images/s and memory are of one process and of scoring alone.", ""]
-    if any(PEER_MARK in row.title for row in rows):
-        lines += [PEER_NOTE, ""]
     lines += [_overview(rows), "", "## Per class: I-AUROC / P-AUROC / AUPRO", ""]
     names = list(rows[0].results.classes)
     lines += ["| scorer | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
