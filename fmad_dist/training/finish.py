@@ -56,7 +56,7 @@ def assemble(
         protocol=config.protocol,
         seed=config.train.seed,
         class_names=tuple(data.mixture.class_names),
-        manifest_digests={name: manifest.digest for name, manifest in manifests.items()},
+        manifest_digests=data.mixture.digests,
         licences={name: manifest.licence for name, manifest in manifests.items()},
         train_step=step,
     )

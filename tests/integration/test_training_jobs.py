@@ -161,12 +161,19 @@ def test_worst_transport_resumes_and_compares(job: Job, zero2: Path) -> None:
 
 
 def test_random_draws_and_peers_compare(job: Job, zero2: Path) -> None:
-    """Scores with random draws, and another method trained on the same features, are the same on 1 and 2 processes."""
+    """Scores with random draws, and methods of others on the same features, are the same on 1 and 2 processes."""
     scorers = "mismatch:noises=2:times=2,reconstruction:noises=2,fusion:parts=[{name: endpoint},{name: reconstruction}]"
-    rows = compared_on_1_and_2(job, zero2, "--scorers", scorers, "--peers", "cflow:steps=3")
+    peers = "cflow:steps=3,bank,bank_pooled:share=0.5:draw=300:neighbours=2"
+    rows = compared_on_1_and_2(job, zero2, "--scorers", scorers, "--peers", peers)
     assert rows[0].startswith("mismatch")
-    assert rows[2:] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
-    assert "A peer is a method of others" in (job.root / "compared-1" / "comparison.md").read_text()
+    assert rows[2:4] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
+    assert rows[4:] == ["bank (peer)", "bank_pooled (peer) share=0.5 draw=300 neighbours=2"]
+    assert (
+        "bank, one memory bank per class, is told the class" in (job.root / "compared-1" / "comparison.md").read_text()
+    )
+    found = json.loads((job.root / "compared-2" / "comparison.json").read_text())["scorers"]["bank (peer)"]
+    assert found["evaluations"] == 0
+    assert found["mean"]["image_auroc"] > 0.9  # a bright spot is nowhere in the bank
 
 
 def compared_on_1_and_2(job: Job, run: Path, *options: str) -> list[str]:
