@@ -14,13 +14,16 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import torch
 from scipy.stats import spearmanr
 
 from fmad_dist.config_files import parse_config
+from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import own_test_batches, scored_images
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.evaluation.synthetic import SyntheticSet
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.training.checkpoint_reader import read_averages
 from fmad_dist.training.export import RunParts, checkpoints_of
@@ -37,19 +40,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--every", type=int, default=75, help="steps between checkpoints")
     parser.add_argument("--processes", default="2")
+    parser.add_argument("--skip-training", action="store_true", help="take the finished run in --out")
     arguments = parser.parse_args()
-    train(arguments)
+    if not arguments.skip_training:
+        train(arguments)
     run = arguments.out / "synthetic"
     fmad("follow", "--run", str(run), "--once", "--processes", arguments.processes)
     lines = [json.loads(line) for line in (run / "follow.jsonl").read_text().splitlines()]
-    synthetic = {line["step"]: line["classes"] for line in lines}
+    parts, per_step = read_run(run)
+    real, real_areas = real_metrics(parts, per_step)
     report = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU; torch {torch.__version__}",
         "normals": lines[0]["num_normals"],
         "defects": lines[0]["num_defects"],
-        "synthetic": synthetic,
-        "real": real_metrics(run),
+        "synthetic": {line["step"]: line["classes"] for line in lines},
+        "real": real,
         "kinds": {line["step"]: line["kinds"] for line in lines},
+        "median_area_percent": {"synthetic": synthetic_areas(parts), "real": real_areas},
     }
     (arguments.out / "synthetic.json").write_text(json.dumps(report, indent=1) + "\n")
     (arguments.out / "synthetic.md").write_text(table(json.loads(json.dumps(report))))
@@ -69,28 +76,45 @@ def train(arguments: argparse.Namespace) -> None:
     )
 
 
-def real_metrics(run: Path) -> dict[int, dict[str, dict[str, float]]]:
-    """Metrics of the test split by step and class; features are computed once."""
+def read_run(run: Path) -> tuple[RunParts, dict[int, Detector]]:
+    """What all detectors of the run share, and the detector of every checkpoint."""
     torch.set_num_threads(1)
     checkpoints, _ = checkpoints_of(str(run))
-    steps = checkpoints.steps()
-    config = parse_config(checkpoints.read(steps[-1]).state.config, source=str(run))
+    every = {step: checkpoints.read(step) for step in checkpoints.steps()}
+    config = parse_config(next(iter(every.values())).state.config, source=str(run))
     parts = RunParts.prepare(config, World(), torch.device("cpu"))
-    mixture, protocol = parts.data.mixture, config.protocol
-    detectors = {step: parts.detector(one := checkpoints.read(step), read_averages(one)) for step in steps}
-    states = {step: EvaluationState(protocol) for step in steps}
-    for batch in own_test_batches(detectors[steps[0]], mixture, World(), workers=0, title="test split"):
-        x, keys = detectors[steps[0]].features(batch.images), content_keys(batch.images)
-        for step, detector in detectors.items():
+    return parts, {step: parts.detector(one, read_averages(one)) for step, one in every.items()}
+
+
+def real_metrics(parts: RunParts, per_step: dict[int, Detector]) -> tuple[dict, dict[str, float]]:
+    """Metrics of the test split by step and class, and the median area of its defects; features are computed once."""
+    mixture, first = parts.data.mixture, next(iter(per_step.values()))
+    states = {step: EvaluationState(parts.config.protocol) for step in per_step}
+    areas: dict[str, list[float]] = {}
+    for batch in own_test_batches(first, mixture, World(), workers=0, title="test split"):
+        x, keys = first.features(batch.images), content_keys(batch.images)
+        for step, detector in per_step.items():
             for scored in scored_images(mixture, batch, detector.score(x, keys)):
                 states[step].update(scored)
-    results = {step: state.compute() for step, state in states.items()}
-    return {
-        step: {
-            name: {metric: getattr(one.metrics, metric) for metric in METRICS} for name, one in found.classes.items()
-        }
-        for step, found in results.items()
+        for row, mask in zip(batch.rows, batch.masks, strict=True):
+            if mask.any():
+                areas.setdefault(mixture.class_names[mixture.class_numbers[row]], []).append(100 * mask.mean())
+    found = {step: state.compute().classes for step, state in states.items()}
+    values = {
+        step: {name: {metric: getattr(one.metrics, metric) for metric in METRICS} for name, one in classes.items()}
+        for step, classes in found.items()
     }
+    return values, {name: median(of_class) for name, of_class in areas.items()}
+
+
+def synthetic_areas(parts: RunParts) -> dict[str, float]:
+    """The median area of the synthetic defects of each class, as the follower draws them."""
+    images = SyntheticSet(parts.data, per_class=16)
+    areas: dict[str, list[float]] = {}
+    for row in images.rows.tolist():
+        drawn = [100 * image.mask.mean() for image in images.images(row)[1:]]
+        areas.setdefault(images.class_name(row), []).extend(drawn)
+    return {name: median(of_class) for name, of_class in areas.items()}
 
 
 def table(report: dict) -> str:
@@ -106,7 +130,10 @@ def table(report: dict) -> str:
             ]
             rows.append(row(name, pairs))
         rows.append("")
-    return "\n".join(rows)
+    rows += ["## Median area of a defect, % of the picture", "", "| class | synthetic | real |", "|---|---|---|"]
+    ours, real = report["median_area_percent"]["synthetic"], report["median_area_percent"]["real"]
+    rows += [f"| {name} | {ours[name]:.2f} | {real[name]:.2f} |" for name in sorted(real)]
+    return "\n".join([*rows, ""])
 
 
 def row(name: str, ours: list[float], real: list[float]) -> str:

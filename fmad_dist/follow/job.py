@@ -34,6 +34,11 @@ from fmad_dist.training.preemption import Preempted, StopRequest
 from fmad_dist.world import World
 
 LONGEST_WAIT = timedelta(days=1)  # of ranks for the main one, which may wait for its storage
+LABEL = {
+    "image_auroc": "synthetic image AUROC",
+    "pixel_auroc": "synthetic pixel AUROC",
+    "aupro": "synthetic AUPRO",
+}
 
 
 @dataclass(frozen=True)
@@ -162,13 +167,6 @@ class Follower:
         tracked = tracked_run(self.options.out, config, checkpoint.state.tracking_run)
         if tracked is not None:
             self.record.copy_to(tracked)
-
-
-LABEL = {
-    "image_auroc": "synthetic image AUROC",
-    "pixel_auroc": "synthetic pixel AUROC",
-    "aupro": "synthetic AUPRO",
-}
 
 
 def _task(found: Arrival | Ended | None) -> tuple[Checkpoint | None, Ended | None]:

@@ -105,6 +105,7 @@ def stand(
     return stand
 
 
+@pytest.mark.slow
 def test_everything_once_and_then_only_what_is_missing_or_damaged(stand: Stand) -> None:
     assert stand.run("scorers=own,endpoint") == EVERY
     assert stand.run("scorers=own,endpoint") == []
@@ -128,6 +129,7 @@ def test_everything_once_and_then_only_what_is_missing_or_damaged(stand: Stand) 
     assert (stand.out / "bench.json").read_bytes() == numbers
 
 
+@pytest.mark.slow
 def test_changed_inputs_repeat_what_depends_on_them(stand: Stand, tmp_path: Path, tiny_url: str) -> None:
     assert stand.run() == [name for name in EVERY if "compare" not in name]
     assert stand.run("scorers=own,endpoint") == ["alpha: compare", "beta: compare"]
