@@ -308,6 +308,14 @@ def predict(
         raise UserError(f"{len(summary.unreadable)} images could not be scored, first: {summary.unreadable[0]}")
 
 
+@app.command()
+def sync(run: Annotated[Path, typer.Argument(help="Directory of a training run.")]) -> None:
+    """Give MLflow what it has missed of a run while it was away: metrics, how the run ended, the detector."""
+    from fmad_dist.tracking.registry import sync_run
+
+    typer.echo(sync_run(run))
+
+
 @registry_app.command()
 def register(
     run: Annotated[Path, typer.Option("--run", help="Directory of a finished training run.")],

@@ -32,6 +32,7 @@ def finish_run(job: "TrainJob") -> None:
         folder = job.config.run_dir / "detector"
         detector.save(folder)
         job.tracked.finish(folder)
+        job.tracked.close()
     gather_objects(None)
 
 
