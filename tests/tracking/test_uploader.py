@@ -196,7 +196,7 @@ def test_a_bad_server_slows_and_loses_nothing(place: Place, capsys: pytest.Captu
     tracked.close(patience_s=60.0)
     place.check(config, tracked.run_id, "FINISHED")
     said = capsys.readouterr().err
-    assert 4 <= said.count("MLflow does not take metrics") <= 5
+    assert 1 <= said.count("MLflow does not take metrics") <= uploader.LOUD_OUTAGES
     assert said.count("MLflow takes metrics again") == said.count("MLflow does not take metrics")
 
 
