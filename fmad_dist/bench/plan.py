@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
+from fmad_dist.bench.checks import check_comparisons
 from fmad_dist.bench.config import BenchConfig
 from fmad_dist.bench.parts import Part, divide
 from fmad_dist.bench.stages import Evaluate, Options, Stage, Train, stages_of, survey
@@ -29,7 +30,9 @@ def plan_lines(config: BenchConfig, options: Options, machines: Machines) -> lis
         UserError: the configuration is not valid, or a training does not fit the machines.
     """
     lines, hours, left, total = list[str](), 0.0, 0, 0
-    for part in divide(config):
+    parts = divide(config)
+    check_comparisons(config, parts)
+    for part in parts:
         stages = stages_of(part, config)
         for stage, status in zip(stages, survey(stages), strict=True):
             total += 1

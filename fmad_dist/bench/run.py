@@ -3,15 +3,16 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from fmad_dist.bench.checks import check_comparisons, check_trainings
 from fmad_dist.bench.collect import collect, look
 from fmad_dist.bench.config import BenchConfig
 from fmad_dist.bench.parts import Part, divide
 from fmad_dist.bench.stages import Options, Stage, Train, stages_of
 from fmad_dist.errors import UserError
-from fmad_dist.launch import EXIT_STOPPED
+from fmad_dist.launch import EXIT_STOPPED, default_processes
 from fmad_dist.steps import Steps
 from fmad_dist.storage.scratch import folder_lock
 
@@ -28,11 +29,14 @@ def run_bench(config: BenchConfig, options: Options) -> None:
     """Do what is not done yet, then write the report. A stage that fails ends its model's part; the others go on.
 
     Raises:
-        UserError: the configuration or a manifest is not valid, or another bench is at work in the same folder.
+        UserError: the configuration, a manifest or a later stage's settings are not valid, or another bench is at
+            work in the same folder.
         StageFailed: at once a stage that was asked to stop; at the end the first one that failed.
     """
     parts = divide(config)
+    check_comparisons(config, parts)
     with _alone(Path(config.out)):
+        check_trainings(parts, options.processes or default_processes())
         failed = _run_parts(config, parts, options)
         found = look(config, parts)
         if found.evaluations or not failed:
@@ -51,7 +55,8 @@ def collect_bench(config: BenchConfig) -> None:
     found = look(config, divide(config))
     collect(config, found)
     if found.missing:
-        raise StageFailed(f"the report is over a part, because not done: {', '.join(found.missing)}.", EXIT_STOPPED)
+        missing = ", ".join(found.missing)
+        raise StageFailed(f"the report is over what is done; missing: {missing}.", EXIT_STOPPED)
 
 
 def prepare_bench(config: BenchConfig) -> list[str]:
@@ -66,11 +71,14 @@ def prepare_bench(config: BenchConfig) -> list[str]:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    try:
-        with folder_lock(out, wait=False):
-            yield
-    except BlockingIOError:
-        raise UserError(f"{out}: another `fmad bench` is at work here; wait for it, or choose another `out`.") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock(out, wait=False))
+        except BlockingIOError:
+            raise UserError(f"{out}: another `fmad bench` is at work here; wait, or choose another `out`.") from None
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written ({error.strerror}); choose another `out`.") from None
+        yield
 
 
 def _run_parts(config: BenchConfig, parts: Sequence[Part], options: Options) -> list[StageFailed]:

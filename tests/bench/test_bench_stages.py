@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fmad_dist import cli
 from fmad_dist.bench.config import load_bench
 from fmad_dist.bench.run import StageFailed, collect_bench, prepare_bench, run_bench
 from fmad_dist.bench.stages import Options
@@ -181,9 +182,10 @@ def test_a_failing_part_does_not_hold_up_the_others(stand: Stand, capsys: pytest
     assert caught.value.exit_code == 76
     assert stand.started == ["alpha: train", "beta: train", "beta: evaluate"]
     assert json.loads((stand.out / "bench.json").read_text())["missing"] == ["alpha: train", "alpha: evaluate"]
-    with pytest.raises(StageFailed, match="over a part, because not done: alpha: train, alpha: evaluate") as caught:
-        collect_bench(load_bench(stand.path))
-    assert caught.value.exit_code == 75
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "--config", str(stand.path), "--collect"])
+    assert ended.value.code == 75
+    assert "over what is done; missing: alpha: train, alpha: evaluate" in capsys.readouterr().err
     (file,) = prepare_bench(load_bench(stand.path))
     stand.train({"--config": file})  # on a cluster
     stand.fail.clear()
@@ -214,6 +216,27 @@ def test_a_model_that_is_taken_is_not_trained(stand: Stand) -> None:
         stand.run(taken, "run.protocol.top_percent=3")
     with pytest.raises(UserError, match="nowhere: no detector here"):
         stand.run("benchmarks.beta.model=nowhere")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("peers=bnk", "--peers: 'bnk' is not known"),
+        ("scorers=ddim", "--scorers: ddim does not fit this model"),
+        ("benchmarks.beta.run={train: {global_batch: 7}}", "not a multiple of the 2 processes"),
+        ("benchmarks.beta.run={features: {image_size: 128}}", "stores 64 px images"),
+        ("out=/proc/nowhere", "/proc/nowhere: cannot be written"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(
+    stand: Stand, capsys: pytest.CaptureFixture[str], override: str, expected: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "--config", str(stand.path), "--processes", "2", override])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert stand.started == []
 
 
 def test_two_at_once_are_refused(stand: Stand) -> None:

@@ -91,9 +91,12 @@ class Cells(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "tr":
             self.rows.append((dict(attrs).get("class") or "", []))
-        self.inside = tag in ("td", "th", "a") or (self.inside and tag != "sup")
+        self.inside = tag in ("td", "th") or (self.inside and tag != "sup")  # no marks of notes
         if tag in ("td", "th") and self.rows:
             self.rows[-1][1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
 
     def handle_data(self, data: str) -> None:
         if self.inside and self.rows and self.rows[-1][1]:
