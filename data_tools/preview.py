@@ -1,28 +1,12 @@
 """A contact sheet of a converted dataset: per class some normal and some anomalous images with their masks outlined."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from fmad_dist.contact_sheet import TILE, Tile, draw_sheet
 from fmad_dist.errors import UserError
 from fmad_dist.stream.manifest import Dataset, load_dataset
 from fmad_dist.stream.reader import SampleReader
-
-TILE = 192  # pixels per side of one image on the sheet
-_CAPTION = 16
-_GAP = 4
-_OUTLINE = (255, 32, 32)
-_BACKGROUND = (24, 24, 28)
-_TEXT = (230, 230, 230)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One picture on the sheet and the line below it."""
-
-    picture: Image.Image
-    caption: str
 
 
 def contact_sheet(url: str, class_name: str | None = None, num: int = 6) -> Image.Image:
@@ -44,14 +28,7 @@ def contact_sheet(url: str, class_name: str | None = None, num: int = 6) -> Imag
         rows.append([_tile(reader, row) for row in normal])
         if anomalous:
             rows.append([_tile(reader, row) for row in anomalous])
-    return _sheet(rows)
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """Bool (H, W): the pixels just outside a bool mask (H, W), so that the defect itself stays visible."""
-    from scipy.ndimage import binary_dilation
-
-    return binary_dilation(mask, np.ones((3, 3), bool), iterations=2) & ~binary_dilation(mask)
+    return draw_sheet(rows)
 
 
 def _chosen(dataset: Dataset, class_name: str, num: int) -> tuple[list[int], list[int]]:
@@ -70,24 +47,6 @@ def _spread(rows: list[int], num: int) -> list[int]:
 
 def _tile(reader: SampleReader, row: int) -> Tile:
     sample = reader.dataset.sample(row)
-    image = Image.fromarray(reader.image(row)).resize((TILE, TILE), Image.Resampling.LANCZOS)
-    masks = [Image.fromarray(mask).resize((TILE, TILE), Image.Resampling.NEAREST) for mask in reader.masks(row)]
-    if masks:
-        marked = np.any([np.asarray(mask) > 0 for mask in masks], axis=0)  # (TILE, TILE)
-        pixels = np.array(image)
-        pixels[outline(marked)] = _OUTLINE
-        image = Image.fromarray(pixels)
-    return Tile(image, f"{sample.class_name}: {sample.defect_type} ({sample.split})")
-
-
-def _sheet(rows: list[list[Tile]]) -> Image.Image:
-    step_x, step_y = TILE + _GAP, TILE + _CAPTION + _GAP
-    width = max(len(row) for row in rows) * step_x + _GAP
-    sheet = Image.new("RGB", (width, len(rows) * step_y + _GAP), _BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    for line, row in enumerate(rows):
-        for column, tile in enumerate(row):
-            left, top = _GAP + column * step_x, _GAP + line * step_y
-            sheet.paste(tile.picture, (left, top))
-            draw.text((left + 2, top + TILE + 2), tile.caption, fill=_TEXT)
-    return sheet
+    masks = [mask > 0 for mask in reader.masks(row)]
+    marked = np.any(masks, axis=0) if masks else None
+    return Tile(reader.image(row), f"{sample.class_name}: {sample.defect_type} ({sample.split})", marked)

@@ -1,5 +1,6 @@
 """The `fmad` command. Heavy imports happen inside the commands, so that help is instant."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,8 @@ import typer
 
 from data_tools.cli import app as data_app
 from fmad_dist.errors import UserError
-from fmad_dist.launch import JobFailed, prefix
+from fmad_dist.launch import JobFailed, die_with_parent, prefix
+from fmad_dist.steps import BOUND
 
 app = typer.Typer(
     help="Distributed flow-matching anomaly detection for visual inspection.",
@@ -24,6 +26,20 @@ ConfigOption = Annotated[Path, typer.Option("--config", help="YAML configuration
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Values that replace the file's.")
 ]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Dry run: number of nodes.")]
+GpusOption = Annotated[int, typer.Option("--gpus", min=1, help="Dry run: GPUs per node.")]
+GpuOption = Annotated[str, typer.Option("--gpu", help="Dry run: H200, H100, A100, ...")]
+MfuOption = Annotated[float, typer.Option("--mfu", min=0.01, max=1.0, help="Dry run: assumed share of the peak speed.")]
+RestartsOption = Annotated[
+    int,
+    typer.Option(
+        "--max-restarts", min=0, help="Start again from the newest checkpoint when a process dies, so many times."
+    ),
+]
+WorkersOption = Annotated[int, typer.Option("--workers", help="Reader processes per rank.")]
+SaveEveryOption = Annotated[
+    float, typer.Option("--save-every", min=0.0, help="Seconds after which scored images are kept.")
+]
 Processes = Annotated[int, typer.Option("--processes", help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
 TrackingUri = Annotated[
     str | None,
@@ -37,14 +53,12 @@ def train(
     config: ConfigOption,
     overrides: Overrides = None,
     processes: Processes = 0,
-    max_restarts: Annotated[
-        int, typer.Option(min=0, help="Start again from the newest checkpoint when a process dies, so many times.")
-    ] = 0,
+    max_restarts: RestartsOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what the job needs and if it fits.")] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="Dry run: number of nodes.")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="Dry run: GPUs per node.")] = 8,
-    gpu: Annotated[str, typer.Option(help="Dry run: H200, H100, A100, ...")] = "H200",
-    mfu: Annotated[float, typer.Option(min=0.01, max=1.0, help="Dry run: assumed share of the peak speed.")] = 0.4,
+    nodes: NodesOption = 1,
+    gpus: GpusOption = 8,
+    gpu: GpuOption = "H200",
+    mfu: MfuOption = 0.4,
 ) -> None:
     """Train on this machine, or go on from the run's newest checkpoint.
 
@@ -114,8 +128,8 @@ def evaluate(
         typer.Argument(metavar="[scorer.key=value]...", help="Score with other settings than the model's own."),
     ] = None,
     processes: Processes = 0,
-    workers: Annotated[int, typer.Option(help="Reader processes per rank.")] = 0,
-    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds after which scored images are kept.")] = 60.0,
+    workers: WorkersOption = 0,
+    save_every: SaveEveryOption = 60.0,
     maps: Annotated[
         str | None, typer.Option("--maps", help="URL of a folder for all anomaly maps, as float16 WebDataset tars.")
     ] = None,
@@ -147,8 +161,8 @@ def evaluate(
     override_scorer(spec.scorer, overrides or [])
     arguments = ["--model", str(folder), "--name", named_version(model), "--out", str(out), "--workers", str(workers)]
     arguments += ["--save-every", str(save_every)]
-    options = (("--maps", maps), ("--tiff", tiff), ("--protocol", protocol))
-    arguments += [word for name, value in options if value for word in (name, value)]
+    arguments += [word for name, url in (("--maps", maps), ("--tiff", tiff)) if url for word in (name, url)]
+    arguments += [] if protocol is None else ["--protocol", protocol]
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)
@@ -158,17 +172,51 @@ def evaluate(
 
 
 @app.command()
+def follow(
+    run: Annotated[str, typer.Option("--run", help="Run directory, or the folder or URL of its checkpoints.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the record; default the run directory.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Score the checkpoints that are there and end.")] = False,
+    patience: Annotated[float, typer.Option(min=0.0, help="Seconds without a new checkpoint until it ends.")] = 7200.0,
+    per_class: Annotated[int, typer.Option(min=1, help="Most held-out normals per class.")] = 16,
+    processes: Processes = 0,
+) -> None:
+    """Score each new checkpoint of a running training on synthetic defects on held-out normals; no test image is read.
+
+    A job of its own, on other GPUs or another machine: `accelerate launch launcher/follow.py`. It ends with the
+    training; the same command goes on where it stopped.
+    """
+    from fmad_dist.follow.record import record_folder
+    from fmad_dist.launch import default_processes, launch
+    from fmad_dist.training.export import find_checkpoint
+
+    record_folder(run, out)
+    if once:
+        find_checkpoint(run, None)  # else there is nothing to do
+    arguments = ["--run", run, "--patience", str(patience), "--per-class", str(per_class)]
+    arguments += (["--once"] if once else []) + (["--out", str(out)] if out else [])
+    launch("follow.py", arguments, processes or default_processes())
+
+
+@app.command()
 def compare(
     config: Annotated[Path, typer.Option("--config", help="Configuration of a finished run, e.g. its config.yaml.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for comparison.json, comparison.md and comparison.png.")],
     overrides: Overrides = None,
     scorers: Annotated[
-        str, typer.Option(help="all, or names with options: inversion:steps=10,mismatch:noises=4:times=4")
+        str, typer.Option(help="all, or own and names with options: own,inversion:steps=10,mismatch:noises=4:times=4")
     ] = "all",
     peers: Annotated[
-        str, typer.Option(help="Methods of others, trained here on the same features and samples: cflow")
+        str,
+        typer.Option(
+            help="Methods of others on the same features: a memory bank per class or one for all classes (PatchCore), "
+            "CFlow-AD. With options: bank, bank_pooled:share=0.01:neighbours=3, cflow:steps=2000"
+        ),
     ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="A model that was trained elsewhere on the data of --config; default its run.")
+    ] = None,
     processes: Processes = 0,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Compare scorers on one trained model: quality, network evaluations, speed and memory, measured in one run."""
     from fmad_dist.config_files import load_config
@@ -181,10 +229,63 @@ def compare(
     from fmad_dist.detector import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
 
-    choose(scorers, read_spec(locate_detector(str(resolved.run_dir))).objective)
+    if model is not None:
+        from fmad_dist.tracking.registry import use_registry
+
+        use_registry(tracking_uri)
+    folder = locate_detector(model or str(resolved.run_dir))
+    spec = read_spec(folder)
+    choose(scorers, spec.objective, spec.scorer)
     choose_peers(peers)
-    arguments = ["--config", str(config), "--scorers", scorers, "--peers", peers, "--out", str(out), *values]
+    arguments = ["--config", str(config), "--model", str(folder), "--scorers", scorers, "--peers", peers]
+    arguments += ["--out", str(out), *values]
     launch("compare.py", arguments, processes or default_processes())
+
+
+@app.command()
+def bench(
+    config: Annotated[Path, typer.Option("--config", help="Benchmarks and runs, see configs/benchmarks/five.yaml.")],
+    overrides: Overrides = None,
+    processes: Processes = 0,
+    max_restarts: RestartsOption = 0,
+    workers: WorkersOption = 0,
+    save_every: SaveEveryOption = 60.0,
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is done and what is to do.")] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Only write the configurations of the trainings to do, and list them.")
+    ] = False,
+    collect: Annotated[bool, typer.Option("--collect", help="Start nothing; report what is there.")] = False,
+    nodes: NodesOption = 1,
+    gpus: GpusOption = 8,
+    gpu: GpuOption = "H200",
+    mfu: MfuOption = 0.4,
+) -> None:
+    """Train, evaluate and compare on several benchmarks, and write one report over all of them.
+
+    Killed at any point, the same command goes on; what is done is repeated only when its inputs changed. Exit codes:
+    0 done, 75 stopped on request or not all there yet, else that of the first command that failed.
+    """
+    from fmad_dist.bench.config import load_bench
+
+    resolved = load_bench(config, overrides or [])
+
+    from fmad_dist.bench.plan import Machines, plan_lines
+    from fmad_dist.bench.run import collect_bench, prepare_bench, run_bench
+    from fmad_dist.bench.stages import Options
+    from fmad_dist.tracking.registry import use_registry
+
+    if resolved.takes_models:
+        use_registry(tracking_uri)
+    options = Options(processes or None, max_restarts or None, workers or None, save_every, tracking_uri)
+    if dry_run:
+        typer.echo("\n".join(plan_lines(resolved, options, Machines(nodes, gpus, gpu, mfu))))
+    elif prepare:
+        typer.echo("\n".join(prepare_bench(resolved)))
+    elif collect:
+        collect_bench(resolved)
+    else:
+        run_bench(resolved, options)
 
 
 @app.command()
@@ -205,6 +306,14 @@ def predict(
     typer.echo(f"{summary.num_images} images, {summary.num_anomalous} anomalous: {out}/scores.csv")
     if summary.unreadable:
         raise UserError(f"{len(summary.unreadable)} images could not be scored, first: {summary.unreadable[0]}")
+
+
+@app.command()
+def sync(run: Annotated[Path, typer.Argument(help="Directory of a training run.")]) -> None:
+    """Give MLflow what it has missed of a run while it was away: metrics, how the run ended, the detector."""
+    from fmad_dist.tracking.registry import sync_run
+
+    typer.echo(sync_run(run))
 
 
 @registry_app.command()
@@ -234,6 +343,8 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command (default: the process's arguments); bad input ends in one sentence and exit code 2."""
+    if os.environ.pop(BOUND, None):
+        die_with_parent()
     try:
         app(args=arguments)
     except UserError as error:

@@ -173,6 +173,7 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="tracking server; null = MLFLOW_TRACKING_URI or <output>/mlflow.db")
     experiment: str = Field("fmad", description="MLflow experiment")
     model_name: str = Field("fmad", description="registered model that new versions go to")
+    parent_run: str | None = Field(None, description="MLflow run that this one is part of, a sweep for example")
 
 
 class RunConfig(Section):

@@ -2,11 +2,11 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.summary import read_results
+from fmad_dist.steps import Steps
 
 
 def run_demo(data: Path | None, out: Path, config: Path, processes: int) -> str:
@@ -65,10 +65,6 @@ def _start_anew(run: Path) -> None:
 
 
 def _fmad(*arguments: str) -> None:
-    """One step, shown as the command a user would type."""
-    import subprocess
-
-    print(f"\n$ fmad {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "fmad_dist.cli", *arguments], check=False).returncode
+    code = Steps().run(arguments)
     if code:
         raise UserError(f"the step `fmad {arguments[0]}` failed with exit code {code}; its message is above.")

@@ -251,8 +251,8 @@ def _read_weights(path: Path, sha256: str, wanted: dict[str, Any]) -> dict[str, 
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not readable weights ({first_line(error)}); export the detector again.") from None
     bad = _misfits(tensors, wanted)
-    if not bad and sha256 and _digest(path) != sha256:
-        raise UserError(f"{path}: changed after it was written; export the detector again.")
+    if not bad:
+        _check_digest(path, sha256)
     if bad:
         raise UserError(
             f"{path}: its tensors do not fit {SPEC_NAME} (first: {bad[0]}); the folder mixes two detectors."
@@ -260,9 +260,22 @@ def _read_weights(path: Path, sha256: str, wanted: dict[str, Any]) -> dict[str, 
     return tensors
 
 
-def _digest(path: Path) -> str:
+def check_intact(folder: Path, spec: DetectorSpec) -> None:
+    """Raises:
+    UserError: the weights are not there, or not those that `detector.json` was written with.
+    """
+    path = folder / WEIGHTS_NAME
+    try:
+        _check_digest(path, spec.weights_sha256)
+    except OSError as error:
+        raise UserError(f"{path}: not readable weights ({first_line(error)}); export the detector again.") from None
+
+
+def _check_digest(path: Path, sha256: str) -> None:
+    """A detector that was never saved by this version has no digest to check."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise UserError(f"{path}: changed after it was written; export the detector again.")
 
 
 def _misfits(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

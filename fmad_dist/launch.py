@@ -6,6 +6,7 @@ Exit codes: 2 bad input, 75 stopped on request after saving a checkpoint, 76 hun
 """
 
 import argparse
+import ctypes
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fmad_dist.config import RunConfig
@@ -24,6 +25,7 @@ from fmad_dist.storage import use_endpoint
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher"
 ERROR_FILE = "FMAD_ERROR_FILE"
+PR_SET_PDEATHSIG = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on where it stopped
 EXIT_HUNG = 76
 
@@ -128,7 +130,8 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
 @contextmanager
 def ending_well() -> Iterator[None]:
     """Around the work of a launched process: bad input ends it with one sentence, and what breaks because another
-    process ended that way is not told on top of it."""
+    process ended that way is not told on top of it. It ends with the launcher that started it."""
+    die_with_parent()
     try:
         yield
     except UserError as error:
@@ -138,6 +141,16 @@ def ending_well() -> Iterator[None]:
         if path is None or not path.exists():
             raise
         sys.exit(_own_code(json.loads(path.read_text())["code"]))
+
+
+def die_with_parent() -> None:
+    """From now on this process ends when the one that started it does, however that happens (Linux).
+
+    Launched processes have sessions of their own: without this, killing the whole process group of a command would
+    leave them at work beside those of the next start.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _message_path() -> Path | None:

@@ -2,12 +2,15 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+Item = TypeVar("Item")
 QUIET_INTERVAL = 20.0  # seconds between lines when the output is not a terminal
 
 
@@ -48,6 +51,12 @@ class Progress:
         self._note = note or self._note
         if self.shown and time.monotonic() - self._last_line > QUIET_INTERVAL:
             self._line(self._note)
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, each counted when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance(1)
 
     def _line(self, note: str) -> None:
         self._last_line = time.monotonic()

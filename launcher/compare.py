@@ -11,15 +11,17 @@ from fmad_dist.world import World
 
 def main() -> None:
     parser = config_parser("Compare scorers on one trained model.")
-    parser.add_argument("--scorers", default="all", help="all, or names with options: inversion:steps=10,endpoint")
-    parser.add_argument("--peers", default="", help="methods of others, trained on the same features: cflow")
+    parser.add_argument("--scorers", default="all", help="all, or own and names with options: own,endpoint")
+    parser.add_argument("--peers", default="", help="methods of others: bank,bank_pooled,cflow")
+    parser.add_argument("--model", help="detector of another place than the run directory of --config")
     parser.add_argument("--out", required=True, type=Path, help="folder for comparison.json, .md and .png")
     arguments = parser.parse_args()
     with ending_well():
         config = read_config(arguments)
         from fmad_dist.comparison.run import run_comparison
 
-        run_comparison(config, arguments.scorers, arguments.peers, arguments.out, World.from_environment())
+        model, world = arguments.model or config.run_dir, World.from_environment()
+        run_comparison(config, model, arguments.scorers, arguments.peers, arguments.out, world)
 
 
 if __name__ == "__main__":

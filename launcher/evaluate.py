@@ -38,9 +38,9 @@ def main() -> None:
             workers=arguments.workers,
             save_s=arguments.save_every,
             overrides=arguments.overrides,
-            protocol=arguments.protocol,
             maps=arguments.maps,
             tiff=arguments.tiff,
+            protocol=arguments.protocol,
         )
         run_evaluation(options, World.from_environment())
 

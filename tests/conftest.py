@@ -85,6 +85,12 @@ def alpha_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def other_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset to stand beside the tiny one: two classes with 3 and 4 training images of 64 px. Read only."""
+    return build_dataset(tmp_path_factory.mktemp("other"), "other", {"rod": 3, "cap": 4})
+
+
+@pytest.fixture(scope="session")
 def tiny_mixture(tiny_url: str) -> Mixture:
     return Mixture.load([tiny_url])
 

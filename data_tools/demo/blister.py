@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_tools.demo.canvas import Colour, Grid, blend, box, scale, segment, smooth_noise
-from data_tools.demo.flaws import contamination, crack, hole
-from data_tools.demo.product import Flaw, Painted, Product
+from data_tools.demo.product import Flaw, Product
+from fmad_dist.flaws.canvas import Colour, Grid, blend, box, scale, segment, smooth_noise
+from fmad_dist.flaws.surface import Painted, contamination, crack, hole
 
 PLACES = tuple((x, y) for y in (-0.36, 0.36) for x in (-0.54, 0.0, 0.54))
 RED: Colour = (0.70, 0.13, 0.10)

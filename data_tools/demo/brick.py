@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from data_tools.demo.canvas import Grid
-from data_tools.demo.flaws import contamination, crack, hole, stain
-from data_tools.demo.product import Flaw, Painted, Product
+from data_tools.demo.product import Flaw, Product
+from fmad_dist.flaws.canvas import Grid
+from fmad_dist.flaws.surface import Painted, contamination, crack, hole, stain
 
 _SIDE = 512  # pixels of the photograph
 _HORIZON = -1500.0  # row in which the joints of the bricks would meet

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_tools.demo.canvas import Grid, scale, smooth_noise
-from data_tools.demo.flaws import cut, hole, loose_thread, stain
-from data_tools.demo.product import Flaw, Painted, Product
+from data_tools.demo.product import Flaw, Product
+from fmad_dist.flaws.canvas import Grid, scale, smooth_noise
+from fmad_dist.flaws.surface import Painted, cut, hole, loose_thread, stain
 
 _YARNS = 44  # per picture side
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_tools.demo.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
-from data_tools.demo.flaws import contamination, crack, scratch
-from data_tools.demo.product import Flaw, Painted, Product
+from data_tools.demo.product import Flaw, Product
+from fmad_dist.flaws.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
+from fmad_dist.flaws.surface import Painted, contamination, crack, scratch
 
 NUM_TEETH = 24
 ROOT, TIP = 0.68, 0.82  # radii

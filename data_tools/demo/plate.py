@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from data_tools.demo.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
-from data_tools.demo.flaws import contamination, scratch, stain
-from data_tools.demo.product import Flaw, Painted, Product
+from data_tools.demo.product import Flaw, Product
+from fmad_dist.flaws.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
+from fmad_dist.flaws.surface import Painted, contamination, scratch, stain
 
 HALF = (0.80, 0.62)
 HOLES = ((-0.66, -0.48), (0.66, -0.48), (-0.66, 0.48), (0.66, 0.48))

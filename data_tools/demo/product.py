@@ -11,22 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.demo.canvas import Grid
+from fmad_dist.flaws.canvas import Grid
+from fmad_dist.flaws.surface import Overlay, Painted
 
 _NOISE = 0.010  # deviation of the sensor noise, of full scale
 _VISIBLE = 10  # grey levels of 255
 _VISIBLE_PART = 0.0004  # of the picture: 26 pixels of 256 x 256
 
 
-@dataclass(frozen=True, slots=True)
-class Painted:
-    """A product before the camera sees it."""
-
-    colour: np.ndarray  # (S, S, 3) in [0, 1]
-    body: np.ndarray  # (S, S) in [0, 1]: where surface defects may lie
-
-
-Overlay = Callable[[Grid, Painted, np.random.Generator, float], np.ndarray]
 Change = Callable[[Any, np.random.Generator, float], Any]
 
 

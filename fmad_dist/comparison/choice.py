@@ -1,9 +1,11 @@
-"""Which scorers a comparison runs: `all`, or a list like `inversion:steps=10,mismatch:noises=4:times=4`."""
+"""Which scorers a comparison runs: `all`, or a list like `own,inversion:steps=10,mismatch:noises=4:times=4`."""
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from fmad_dist.config import ObjectiveConfig
 from fmad_dist.config_files import parse_config
@@ -43,15 +45,20 @@ class Choice:
     left_out: dict[str, str]
 
 
-def choose(text: str, objective: ObjectiveConfig) -> Choice:
-    """Raises:
-    UserError: a scorer is unknown, has a wrong option, or is named although it does not fit the objective.
+OWN = "own"
+
+
+def choose(text: str, objective: ObjectiveConfig, own: ScorerConfig | None = None) -> Choice:
+    """The scorers for a model of this objective, whose `own` scorer may be called by that name.
+
+    Raises:
+        UserError: a scorer is unknown, has a wrong option, or is named although it does not fit the objective.
     """
     if text == "all":
         reasons = {title(config): refusal(config, objective) for config in EVERY}
         fitting = {title(config): config for config in EVERY if not reasons[title(config)]}
         return Choice(fitting, {name: reason for name, reason in reasons.items() if reason})
-    found = [_parse(part) for part in _split(",", text) if part]
+    found = [own if own and part.strip() == OWN else _parse(part) for part in _split(",", text) if part]
     if not found:
         raise UserError(f"--scorers: name at least one of {', '.join(SCORER_CONFIGS)}, or all.")
     for config in found:
@@ -63,11 +70,39 @@ def choose(text: str, objective: ObjectiveConfig) -> Choice:
 
 def title(config: ScorerConfig) -> str:
     """The scorer's name and the options that differ from its defaults."""
-    default = SCORER_CONFIGS[config.name]()
-    values = {key: value for key, value in config if value != getattr(default, key)}
+    values = changed(config, SCORER_CONFIGS[config.name]())
     if isinstance(config, FusionConfig) and values:
         values["parts"] = f"[{' + '.join(title(part) for part in config.parts)}]"
     return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
+
+
+def changed(config: BaseModel, default: BaseModel) -> dict[str, Any]:
+    """The fields whose values differ."""
+    return {key: value for key, value in config if value != getattr(default, key)}
+
+
+def named_options(text: str, option: str) -> tuple[str, dict[str, Any]]:
+    """The name and the values, as YAML, of `name:key=value:key=value`; `option` is named in errors.
+
+    Raises:
+        UserError: it is written in another way.
+    """
+    name, *pairs = _split(":", text.strip())
+    values = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"{option}: {pair!r} in {text!r}: write options as name:key=value:key=value.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{option}: {pair!r}: the value is not valid YAML ({first_line(error)}).") from None
+    return name, values
+
+
+def parts_of(text: str) -> list[str]:
+    """The parts of a list with commas that are not blank."""
+    return [part for part in _split(",", text) if part.strip()]
 
 
 def _split(separator: str, text: str) -> list[str]:
@@ -76,14 +111,5 @@ def _split(separator: str, text: str) -> list[str]:
 
 
 def _parse(text: str) -> ScorerConfig:
-    name, *options = _split(":", text.strip())
-    values = {}
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator:
-            raise UserError(f"--scorers: {option!r} in {text!r}: write options as name:key=value:key=value.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--scorers: {option!r}: the value is not valid YAML ({first_line(error)}).") from None
+    name, values = named_options(text, "--scorers")
     return parse_config({"scorer": {"name": name, **values}}, source="--scorers").scorer

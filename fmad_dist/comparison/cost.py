@@ -2,7 +2,7 @@
 
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,12 @@ class Cost:
     @property
     def images_per_s(self) -> float:
         return self.num_images / self.seconds if self.seconds else float("nan")
+
+
+def mean_speed(costs: Sequence[Cost]) -> float:
+    """Images/s of one process: the mean over those that measured any; NaN if none did."""
+    speeds = [cost.images_per_s for cost in costs if cost.num_images]
+    return sum(speeds) / len(speeds) if speeds else float("nan")
 
 
 def _wait(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Quality against speed, one point per scorer."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,17 +10,18 @@ if TYPE_CHECKING:
 
 
 def draw(rows: Sequence["Row"]) -> bytes:
-    """PNG: mean image AUROC and AUPRO over images/s of one process."""
+    """PNG: mean image AUROC and AUPRO over images/s of one process; a scorer without a measured speed is left out."""
     from matplotlib.figure import Figure
 
+    timed = [row for row in rows if not math.isnan(row.images_per_s)]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, (key, name) in zip(
         figure.subplots(1, 2), (("image_auroc", "mean image AUROC"), ("aupro", "mean AUPRO")), strict=True
     ):
-        for number, row in enumerate(rows):
+        for number, row in enumerate(timed):
             value = getattr(row.results.mean.metrics, key)
             axis.scatter(row.images_per_s, value, s=50, marker="osD^vP*Xd<>h"[number % 12], label=row.title)
-        axis.set(xscale="log", xlabel="images/s, scoring alone, one process", ylabel=name)
+        axis.set(xscale="log" if timed else "linear", xlabel="images/s, scoring alone, one process", ylabel=name)
         axis.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     buffer = io.BytesIO()

@@ -21,16 +21,25 @@ from fmad_dist.networks.build import describe_network
 from fmad_dist.storage import Store
 from fmad_dist.world import World
 
+COMPARISON_NAME = "comparison.json"
+FILES = (COMPARISON_NAME, "comparison.md", "comparison.png")
 SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 PEER_NOTE = (
-    "A peer is a method of others with its own network, trained for this comparison on the same features and, unless "
-    "its steps are given, on the same training samples as the model; its evaluations are those of its own network."
+    "A peer is a method of others, trained for this comparison on the same features of the same training normals."
 )
+PEER_NOTES = {
+    "bank": "bank, one memory bank per class, is told the class of every test image, which no other row is, and needs "
+    "no network.",
+    "bank_pooled": "bank_pooled is one memory bank for all classes, is not told the class and needs no network.",
+    "cflow": "cflow has a network of its own, which its evaluations are of, and unless its steps are given it saw the "
+    "same samples in the same order as the model.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One scorer: network evaluations per image, images/s and peak memory of its part alone, and its results."""
+    """One scorer: network evaluations per image, images/s and peak memory of its part alone, and its results. With one
+    batch per process there is no speed, because it warms up, and images/s are NaN."""
 
     title: str
     evaluations: int
@@ -50,10 +59,10 @@ def write_comparison(
     """`images_per_s` is of one process and leaves out reading and features, which all scorers share."""
     from fmad_dist.comparison.figure import draw
 
-    facts = _facts(spec, features_per_s, world)
+    facts = _facts(spec, features_per_s, world) | _peer_facts(rows)
     store = Store(out)
     body = {"facts": facts, "left_out": left_out, "scorers": {row.title: _values(row) for row in rows}}
-    store.write("comparison.json", json.dumps(body, indent=1).encode())
+    store.write(COMPARISON_NAME, json.dumps(body, indent=1, allow_nan=False).encode())
     store.write("comparison.md", _markdown(rows, left_out, facts).encode())
     store.write("comparison.png", draw(rows))
     print(_overview(rows))
@@ -66,7 +75,7 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
     return {
         "Objective": f"path {objective.path}, coupling {objective.coupling}, a = {spec.coupling_strength:.3f}",
         "Network": describe_network(spec.network),
-        "Features": f"{spec.features.backbone}, {features_per_s:.1f} images/s per process",
+        "Features": f"{spec.features.backbone}, {_speed(features_per_s)} images/s per process",
         "Training": f"{spec.train_step} steps",
         "Protocol": spec.protocol.title,
         "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
@@ -74,36 +83,49 @@ def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str,
     }
 
 
+def _peer_facts(rows: Sequence[Row]) -> dict[str, str]:
+    """What a reader must know about the peers to compare them."""
+    names = sorted({row.title.split()[0] for row in rows if PEER_MARK in row.title})
+    return {"Peers": " ".join([PEER_NOTE, *(PEER_NOTES[name] for name in names)])} if names else {}
+
+
 def _values(row: Row) -> dict[str, Any]:
     return {
         "evaluations": row.evaluations,
-        "images_per_s": row.images_per_s,
+        "images_per_s": _known(row.images_per_s),
         "peak_mib": row.peak_bytes / 2**20,
         "mean": _finite(row.results.mean.metrics),
+        "datasets": {name: _finite(result.metrics) for name, result in row.results.datasets.items()},
         "classes": {name: _finite(result.metrics) for name, result in row.results.classes.items()},
     }
 
 
 def _finite(metrics: Metrics) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in asdict(metrics).items()}
+    return {key: _known(value) for key, value in asdict(metrics).items()}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _overview(rows: Sequence[Row]) -> str:
     lines = ["| scorer | evaluations | images/s | peak MiB | " + " | ".join(SHOWN.values()) + " |"]
     lines.append("|---|" + "---:|" * (3 + len(SHOWN)))
     for row in rows:
-        cells = [row.title, str(row.evaluations), f"{row.images_per_s:.1f}", f"{row.peak_bytes / 2**20:.0f}"]
+        cells = [row.title, str(row.evaluations), _speed(row.images_per_s), f"{row.peak_bytes / 2**20:.0f}"]
         cells += [f"{getattr(row.results.mean.metrics, key):.3f}" for key in SHOWN]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _speed(images_per_s: float) -> str:
+    return "–" if math.isnan(images_per_s) else f"{images_per_s:.1f}"
 
 
 def _markdown(rows: Sequence[Row], left_out: dict[str, str], facts: dict[str, str]) -> str:
     lines = ["# Scorers on one model", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     lines += ["", "Means over the classes; images/s and memory are of one process and of scoring alone.", ""]
-    if any(PEER_MARK in row.title for row in rows):
-        lines += [PEER_NOTE, ""]
     lines += [_overview(rows), "", "## Per class: I-AUROC / P-AUROC / AUPRO", ""]
     names = list(rows[0].results.classes)
     lines += ["| scorer | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]

@@ -63,11 +63,12 @@ def class_result(
     pixels = _pixel_figures(histogram, protocol)
     defects = {name: _defect_result(state, scores, name, draws, protocol) for name, draws in of_types.items()}
     singly = [defects[kind] for (_, kind), found in sorted(state.singly.items()) if found.num_regions]
+    areas = pixels.areas | _means_of_types(singly) | _of_samples(scores)
     num_anomalous = sum(row.label for row in scores)
     metrics = Metrics(**values, **pixels.metrics)
     return ClassResult(
         metrics=metrics,
-        areas=pixels.areas | _means_of_types(singly) | _of_samples(scores),
+        areas=areas,
         intervals=intervals(metrics, draws),
         defects=defects,
         undefined=undefined | pixels.undefined,

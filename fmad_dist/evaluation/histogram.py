@@ -22,6 +22,7 @@ KEY_BITS = 32
 PENDING_PIXELS = 2**22  # counted in one go; 16 MB
 MAX_REGIONS = 2**62 // REGION_UNIT
 NORMAL, ANOMALOUS, WEIGHT = range(3)  # rows of counts
+NO_REGIONS = Regions(np.zeros(0, dtype=np.int64), 0)
 
 
 def ordered_keys(scores: np.ndarray) -> np.ndarray:
@@ -46,19 +47,20 @@ class MapPixels:
     @classmethod
     def of(cls, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> "MapPixels":
         """From a finite float32 map [H, W] and its bool mask [H, W], whose connected pixels are the regions."""
-        return cls._of(scores, mask, label_regions(mask, connectivity) if mask.any() else None)
+        return cls._split(scores, mask, label_regions(mask, connectivity) if mask.any() else NO_REGIONS)
 
     @classmethod
-    def of_channels(cls, scores: np.ndarray, defects: SingleDefects) -> "MapPixels":
+    def of_defects(cls, scores: np.ndarray, defects: SingleDefects) -> "MapPixels":
         """From a finite float32 map [H, W] and single defects of the same size, which are its regions."""
         mask = defects.union()
-        return cls._of(scores, mask, saturated_regions(scores, mask, defects.channels) if defects.channels else None)
+        regions = saturated_regions(scores, mask, defects.channels) if defects.channels else NO_REGIONS
+        return cls._split(scores, mask, regions)
 
     @classmethod
-    def _of(cls, scores: np.ndarray, mask: np.ndarray, regions: Regions | None) -> "MapPixels":
+    def _split(cls, scores: np.ndarray, mask: np.ndarray, regions: Regions) -> "MapPixels":
         keys = ordered_keys(scores)
-        if regions is None:
-            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64), 0)
+        if not regions.num_regions:
+            return cls(keys.ravel(), np.zeros(0, dtype=np.uint32), regions.weights, 0)
         return cls(keys[~mask], keys[mask], regions.weights, regions.num_regions)
 
 
@@ -139,10 +141,6 @@ class PixelHistogram:
     def add(self, scores: np.ndarray, mask: np.ndarray, connectivity: int) -> None:
         """Count one finite float32 map [H, W] against its bool mask [H, W]."""
         self.count(MapPixels.of(scores, mask, connectivity))
-
-    def add_channels(self, scores: np.ndarray, defects: SingleDefects) -> None:
-        """Count one finite float32 map [H, W] against single defects, which are its regions, of the same size."""
-        self.count(MapPixels.of_channels(scores, defects))
 
     def count(self, pixels: MapPixels) -> None:
         """Count the pixels of one map."""

@@ -7,21 +7,20 @@ left between the two. The key stands for model, scorer, protocol, test data and 
 continued.
 """
 
-import hashlib
-import json
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fmad_dist.detector import Detector
+from fmad_dist.detector import DetectorSpec
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.evaluation.wire import FORMAT
 from fmad_dist.storage import Store
-from fmad_dist.stream.mixture import Mixture
+from fmad_dist.storage.stamp import key_of
 
 FOLDER, BASE = "partial", "base.state"
 
@@ -70,11 +69,8 @@ class PartialStates:
             self.folder.rmdir()
 
 
-def evaluation_key(detector: Detector, mixture: Mixture, outputs: Sequence[str | None] = ()) -> str:
-    """Stands for everything that the scores depend on, and for what else is written of every image."""
-    facts = {
-        "detector": detector.spec.model_dump(mode="json"),
-        "manifests": [dataset.manifest.digest for dataset in mixture.datasets],
-        "outputs": list(outputs),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def evaluation_key(spec: DetectorSpec, manifests: Mapping[str, str], outputs: Sequence[str | None] = ()) -> str:
+    """Stands for everything that the results depend on, and for what else is written of every image; `manifests` are
+    digests by dataset name."""
+    facts = {"detector": spec.model_dump(mode="json"), "manifests": dict(manifests), "format": FORMAT}
+    return key_of(facts | ({"outputs": list(outputs)} if any(outputs) else {}))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fmad_dist.config_files import override_scorer
-from fmad_dist.detector import Detector
+from fmad_dist.detector import Detector, DetectorSpec
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
 from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
@@ -20,10 +20,14 @@ from fmad_dist.evaluation.report.tables import write_tables
 from fmad_dist.evaluation.results import Results, write_results
 from fmad_dist.evaluation.speed import Speed, Stopwatch, speed_of, write_speed
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.storage import Store
+from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.tracking.registry import EVALUATION_FILES
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
+STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
@@ -38,9 +42,9 @@ class EvaluationOptions:
     workers: int = 0
     save_s: float = 60.0  # between two writes of what a rank has scored, to go on from after a kill
     overrides: Sequence[str] = ()  # scorer.key=value
-    protocol: str | None = None  # name of another protocol than the detector's
     maps: str | None = None  # URL of a folder for all anomaly maps in tars
     tiff: str | None = None  # the same as a tree of TIFFs
+    protocol: str | None = None  # name of another protocol than the detector's
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
@@ -55,9 +59,11 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     if options.protocol is not None:
         detector.with_protocol(named_protocol(options.protocol))
     world.join(timeout=LONGEST_WAIT)
-    key = evaluation_key(detector, mixture, (options.maps, options.tiff))
-    partial = PartialStates(options.out, key, world.rank, options.save_s)
-    files = MapFiles(options.maps, options.tiff, evaluation_key(detector, mixture))
+    key = evaluation_key(detector.spec, mixture.digests)
+    outputs = (options.maps, options.tiff)
+    of_outputs = evaluation_key(detector.spec, mixture.digests, outputs)
+    partial = PartialStates(options.out, of_outputs, world.rank, options.save_s)
+    files = MapFiles(*outputs, key)
     if world.is_main:
         files.prepare()
         _tell_what_is_approximate(mixture)
@@ -77,7 +83,9 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
     files.write_index(shards, options.name, detector.spec.protocol)
     speed = speed_of(shares, time.perf_counter() - start, world.device)
-    _write(options, detector, mixture, merged, results, speed)
+    facts = provenance(detector, mixture, options.name)
+    _write(options.out, detector.spec, facts, merged, results, speed)
+    write_stamp(Store(options.out), key, facts, (STATE_NAME, *EVALUATION_FILES))
     partial.clear()
     return results
 
@@ -93,25 +101,16 @@ def _tell_what_is_approximate(mixture: Mixture) -> None:
 
 
 def _write(
-    options: EvaluationOptions,
-    detector: Detector,
-    mixture: Mixture,
-    state: EvaluationState,
-    results: Results,
-    speed: Speed,
+    out: Path, spec: DetectorSpec, facts: dict[str, str], state: EvaluationState, results: Results, speed: Speed
 ) -> None:
-    write_results(results, options.out)
-    write_speed(speed, options.out)
-    write_tables(results, options.out)
-    write_report(
-        results,
-        state,
-        options.out / REPORT_NAME,
-        title="fmad evaluation",
-        facts=provenance(detector, mixture, options.name),
-        configuration=configuration(detector.spec),
-        speed=speed,
-    )
+    """The state and EVALUATION_FILES."""
+    Store(out).write(STATE_NAME, state.to_bytes())
+    write_results(results, out)
+    write_speed(speed, out)
+    write_tables(results, out)
+    settings = configuration(spec)
+    page = out / REPORT_NAME
+    write_report(results, state, page, title="fmad evaluation", facts=facts, configuration=settings, speed=speed)
 
 
 def gather_bytes(data: bytes, world: World) -> list[bytes] | None:

@@ -21,8 +21,8 @@ class ScoredImage:
 
     `class_name` is `<dataset>/<class>`, `label` 0 normal or 1 anomalous, `anomaly_map` float32 [S, S] and `mask` bool
     [S, S] with S the protocol's map size, `image` uint8 [H, W, 3] for the report's panels. `defects` are the single
-    defects where the benchmark annotates them (MVTec LOCO AD), for normal images too. `group` is the same for all views
-    of one physical part where a benchmark has several (Real-IAD).
+    defects where the benchmark annotates them (MVTec LOCO AD), for normal images too. `group` is the same for all
+    images of one physical part where a benchmark has several views of it (Real-IAD).
     """
 
     sample_id: str
@@ -74,7 +74,7 @@ class ClassState:
         self.pixels[scored.sample_id] = image_pixels(pixels)
         if scored.defects is not None:
             stretched = at_size(scored.anomaly_map, scored.defects.height, scored.defects.width)
-            self._kind(self.singly, kind).add_channels(stretched, scored.defects)
+            self._kind(self.singly, kind).count(MapPixels.of_defects(stretched, scored.defects))
             self.native = scored.defects.native
 
     def merge(self, other: "ClassState") -> None:
@@ -149,8 +149,10 @@ class EvaluationState:
         state.num_empty_masks += int(scored.label == 1 and not scored.mask.any())
         score = float(scored.image_score)
         total = float(scored.anomaly_map.sum(dtype=np.float64)) if self.protocol.needs_map_sum else 0.0
-        what = (scored.sample_id, scored.class_name, scored.label, scored.defect_type)
-        self.record(ScoreRow(*what, score, scored.group, total))
+        row = ScoreRow(
+            scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group, total
+        )
+        self.record(row)
         if state.board.wants(scored.sample_id, scored.label, score):
             state.board.add(_panel(scored))
 

@@ -16,7 +16,7 @@ from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import ScoreRow
 from fmad_dist.evaluation.state import ClassState, EvaluationState, Histograms
 
-FORMAT = "fmad-evaluation/4"
+FORMAT = "fmad-evaluation/3"
 HEADER = "header"
 
 
@@ -99,7 +99,7 @@ def _decode_histograms(entry: list[list[Any]], place: str, arrays: dict[str, np.
 
 
 def _encode_pixels(images: list[ImagePixels], place: str) -> dict[str, np.ndarray]:
-    """The columns of all images end to end, with the shift, the number of bins and that of hit bins of each."""
+    """The columns of all images end to end, with the number of bins and of hit bins of each."""
     sizes = [[image.shift, image.bins.keys.size, image.bins.hit.size] for image in images]
     columns = {c.name: [getattr(image.bins, c.name) for image in images] for c in fields(Bins)}
     return {f"{place}.sizes": np.array(sizes, dtype=np.uint32).reshape(-1, 3)} | {
@@ -109,9 +109,9 @@ def _encode_pixels(images: list[ImagePixels], place: str) -> dict[str, np.ndarra
 
 def _decode_pixels(place: str, arrays: dict[str, np.ndarray]) -> list[ImagePixels]:
     shifts, sizes, hits = arrays[f"{place}.sizes"].T.astype(np.int64)
+    ends = {c.name: np.cumsum(sizes if c.name in ("keys", "normal") else hits)[:-1] for c in fields(Bins)}
     if not shifts.size:
         return []
-    ends = {c.name: np.cumsum(sizes if c.name in ("keys", "normal") else hits)[:-1] for c in fields(Bins)}
     columns = [np.split(arrays[f"{place}.{name}"], ends[name]) for name in ends]
     return [ImagePixels(int(shift), Bins(*own)) for shift, *own in zip(shifts, *columns, strict=True)]
 

@@ -70,7 +70,8 @@ class Backbone(nn.Module):
         for name in ("mean", "std"):
             values = torch.tensor(config[name], dtype=torch.float32).view(1, 3, 1, 1) * 255.0
             self.register_buffer(name, values, persistent=False)
-        self.num_channels = int(sum(net.feature_info.channels()))
+        self.tap_channels = tuple(int(count) for count in net.feature_info.channels())
+        self.num_channels = sum(self.tap_channels)
         self.net: nn.Module = net
         self.requires_grad_(False).eval()
 

@@ -63,13 +63,18 @@ def published(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Alone in `folder` among all processes that ask for its lock."""
+def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Alone in `folder` among all processes that ask for its lock. Without `wait` a lock that another process holds
+    raises BlockingIOError."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a filesystem without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:  # a filesystem without locks
+            pass
         yield
     finally:
         os.close(handle)

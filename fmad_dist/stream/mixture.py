@@ -39,6 +39,11 @@ class Mixture:
         """SHA-256 over the manifests' digests: names the content of the whole mixture."""
         return hashlib.sha256("".join(dataset.manifest.digest for dataset in self.datasets).encode()).hexdigest()
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of every dataset's manifest by name."""
+        return {dataset.name: dataset.manifest.digest for dataset in self.datasets}
+
     @cached_property
     def class_names(self) -> list[str]:
         """All `<dataset>/<class>` names that have training images, sorted."""

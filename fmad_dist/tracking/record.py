@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from fmad_dist.errors import UserError
+
+METRICS_NAME = "metrics.jsonl"
 
 
 class RunRecord:
@@ -17,14 +20,14 @@ class RunRecord:
         if is_main:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._lines = open(folder / "metrics.jsonl", "a")  # noqa: SIM115  # open as long as the run
+                self._lines = open(folder / METRICS_NAME, "a")  # noqa: SIM115  # open as long as the run
             except OSError as error:
                 raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another `output`.") from None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Append one line {"step": ..., name: value}."""
+        """Append one line {"step": ..., "time": Unix milliseconds, name: value}."""
         if self.is_main:
-            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.write(json.dumps({"step": step, "time": int(time.time() * 1000), **values}) + "\n")
             self._lines.flush()
 
     def append(self, name: str, line: dict[str, Any]) -> None:
@@ -35,12 +38,12 @@ class RunRecord:
 
     def rewind(self, step: int) -> None:
         """After a resume from `step`: drop lines of later steps, which are about to be made again."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS_NAME
         if not self.is_main:
             return
         kept = [line for line in read_lines(path) if line["step"] <= step]
         self._lines.close()
-        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        self.write(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = open(path, "a")  # noqa: SIM115
 
     def write(self, name: str, text: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fmad_dist.config import RunConfig
+from fmad_dist.config_files import parse_config
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.tracking.runs import connect, tracking_uri
+from fmad_dist.tracking.record import RunRecord
+from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
 
 # what run_evaluation writes; named here because its modules import torch
 EVALUATION_FILES = (
@@ -49,25 +51,38 @@ def register_run(run: Path) -> str:
     Raises:
         UserError: the run is not finished, or the server refuses.
     """
-    from mlflow.exceptions import MlflowException
-
-    from fmad_dist.config_files import parse_config
-    from fmad_dist.tracking.record import RunRecord
-    from fmad_dist.tracking.runs import TrackedRun
-
     if not (run / "detector" / "detector.json").is_file():
         raise UserError(f"{run}: no detector in it; give the directory of a finished training run.")
+    tracked = tracked_run(run)
+    tracked.sync()
+    return f"models:/{tracked.config.tracking.model_name}/{tracked.register(run / 'detector')}"
+
+
+def sync_run(run: Path) -> str:
+    """Give MLflow what it has missed of a run: metrics, how it ended, the detector; returns a sentence about it.
+
+    Raises:
+        UserError: this is no run directory, or the server cannot be used.
+    """
+    tracked = tracked_run(run)
+    count = tracked.sync()
+    said = f"{count} records sent, MLflow run {tracked.run_id} has all of them"
+    if (run / "detector" / "detector.json").is_file() and not (run / "registered.json").exists():
+        version = tracked.register(run / "detector")
+        said += f"; registered models:/{tracked.config.tracking.model_name}/{version} (alias candidate)"
+    return said
+
+
+def tracked_run(run: Path) -> TrackedRun:
+    """The tracking of a run directory, switched on. Raises UserError when it is none."""
     import yaml
 
-    config = parse_config(yaml.safe_load((run / "config.yaml").read_text()), source=str(run / "config.yaml"))
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run}: no config.yaml in it; give the directory of a training run.")
+    config = parse_config(yaml.safe_load(path.read_text()), source=str(path))
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"mlflow": True})})
-    known = json.loads((run / "tracking.json").read_text())["run_id"] if (run / "tracking.json").exists() else None
-    try:
-        tracked = TrackedRun(config, RunRecord(run, is_main=True))
-        tracked.start(known)
-        return f"models:/{config.tracking.model_name}/{tracked.register(run / 'detector')}"
-    except MlflowException as error:
-        raise UserError(f"{run}: the registry cannot be used ({first_line(error)}).") from None
+    return TrackedRun(config, RunRecord(run, is_main=True))
 
 
 def use_registry(uri: str | None) -> None:

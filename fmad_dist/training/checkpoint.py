@@ -7,10 +7,12 @@ A folder without checkpoint.json is not a checkpoint, so one exists completely o
 There is no state of random generators in it: noise, times and labels are keyed by (seed, position in the stream).
 """
 
+import hashlib
 import json
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,12 @@ class Checkpoint:
     state: TrainState
     files: dict[str, StoredFile]
 
+    @property
+    def digest(self) -> str:
+        """Stands for all its tensors."""
+        parts = sorted(f"{name} {file.sha256}" for name, file in self.files.items())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
 
 class Damaged(UserError):
     """A checkpoint cannot be read; an older one may be."""
@@ -67,8 +75,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        names = self.store.list() if self.store.exists() else []
-        return sorted(_steps_of([name for name in names if name.endswith(f"/{STATE_NAME}")]))
+        return list(self.published())
+
+    def published(self) -> dict[int, datetime]:
+        """When each complete checkpoint was completed, by its step, ascending."""
+        entries = self.store.entries() if self.store.exists() else []
+        found = {entry.name: entry.modified for entry in entries if entry.name.endswith(f"/{STATE_NAME}")}
+        return {step: written for name, written in found.items() for step in _steps_of([name])}
 
     def folder(self, step: int) -> Store:
         return self.store.child(f"step-{step:08d}")

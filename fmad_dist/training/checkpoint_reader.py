@@ -1,6 +1,7 @@
-"""Open the tensors of a checkpoint on every rank: verified once per node, then read one by one from mapped files."""
+"""Read the tensors of a checkpoint, verified: one by one from mapped files on every rank, or its averages to memory."""
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fmad_dist.errors import first_line
 from fmad_dist.progress import Progress
+from fmad_dist.storage import Store
 from fmad_dist.training.checkpoint import Checkpoint, Damaged
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
@@ -94,3 +96,48 @@ def fetch_verified(checkpoint: Checkpoint, scratch: Path, shown: bool) -> Path:
                 raise Damaged(f"{store.url_of(name)}: differs from its digest.")
             progress.advance(1)
     return Path(store.path()) if store.is_local else scratch
+
+
+def read_averages(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The averaged weights in memory, by parameter; whoever removes the checkpoint afterwards disturbs nobody. Files
+    that hold none of them, about three quarters, are not read. For one process.
+
+    Raises:
+        Damaged: a file differs from its digest.
+        UserError: a file is not there (any more), or the storage does not answer.
+    """
+    from safetensors.torch import load
+
+    averages: dict[str, Tensor] = {}
+    for name, file in checkpoint.files.items():
+        if not _may_hold(checkpoint.store, name, file.num_bytes, "ema/"):
+            continue
+        data = checkpoint.store.read(name)
+        if len(data) != file.num_bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise Damaged(f"{checkpoint.store.url_of(name)}: differs from its digest.")
+        averages |= {key.removeprefix("ema/"): value for key, value in load(data).items() if key.startswith("ema/")}
+    return averages
+
+
+def broadcast(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The main process's float32 CPU tensors on every rank, sent one by one; every rank calls, the others with None."""
+    import torch
+    import torch.distributed as dist
+
+    shapes = gather_objects(None if tensors is None else {name: one.shape for name, one in tensors.items()})[0]
+    if tensors is None:
+        tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+    if dist.is_initialized():
+        for name in shapes:
+            dist.broadcast(tensors[name], 0)
+    return tensors
+
+
+def _may_hold(store: Store, name: str, num_bytes: int, prefix: str) -> bool:
+    """Whether a safetensors file names a tensor so, by its header; a damaged file may hold anything."""
+    length = int.from_bytes(store.read_range(name, 0, 8), "little")
+    try:
+        header = json.loads(store.read_range(name, 8, min(8 + length, num_bytes)))
+    except ValueError:
+        return True
+    return any(key.startswith(prefix) for key in header)

@@ -188,6 +188,17 @@ def gather_objects(item: Any) -> list[Any]:
     return gathered
 
 
+def broadcast_object(item: Any, source: int) -> Any:
+    """The picklable item of rank `source`, on every rank; every rank calls."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return item
+    box = [item]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
 def quiet_libraries() -> None:
     """Keep DeepSpeed's and accelerate's start-up chatter out of the log; their warnings and errors stay."""
     import logging

@@ -1,22 +1,60 @@
 """A detector from a checkpoint, offline: one process, no GPU, whatever world and ZeRO stage wrote it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from fmad_dist.config import RunConfig
 from fmad_dist.config_files import load_config, parse_config
+from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
-from fmad_dist.features.prepare import prepare_features
-from fmad_dist.networks.build import network_spec
+from fmad_dist.features.prepare import PreparedFeatures, prepare_features
+from fmad_dist.networks.build import NetworkSpec, network_spec
 from fmad_dist.scoring.held_out import calibrate
 from fmad_dist.storage import Store, use_endpoint
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.training.checkpoint import Checkpoint, Checkpoints, check_belongs
-from fmad_dist.training.checkpoint_reader import opened
-from fmad_dist.training.data import open_data
+from fmad_dist.training.checkpoint_reader import read_averages
+from fmad_dist.training.data import TrainingData, open_data
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.training.finish import assemble
 from fmad_dist.world import World
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What the detectors of all checkpoints of a run have in common."""
+
+    config: RunConfig
+    data: TrainingData
+    features: PreparedFeatures
+    network: NetworkSpec
+
+    @classmethod
+    def prepare(cls, config: RunConfig, world: World, device: torch.device) -> "RunParts":
+        """Every rank calls. The backbone is on `device`.
+
+        Raises:
+            UserError: the data cannot be read any more, or the backbone cannot be had.
+        """
+        use_endpoint(config.data.endpoint_url)
+        data, limit = open_data(config, world), config.data.max_bad_samples
+        features = prepare_features(config.features, data, world, device, gather_objects, config.data.reading, limit)
+        num_classes = len(data.mixture.class_names)
+        network = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
+        return cls(config, data, features, network)
+
+    def detector(self, checkpoint: Checkpoint, averages: dict[str, Tensor]) -> Detector:
+        """Of a checkpoint and its averaged weights; not calibrated, on the CPU.
+
+        Raises:
+            UserError: the checkpoint is of another architecture, objective or sample stream.
+        """
+        state = checkpoint.state
+        check_belongs(checkpoint, self.network, self.config.objective, self.data.digest)
+        return assemble(self.config, self.data, self.features, self.network, averages, state.coupling, state.step)
 
 
 def export(run: str, step: int | None, out: Path) -> int:
@@ -30,32 +68,26 @@ def export(run: str, step: int | None, out: Path) -> int:
     world = World()
     checkpoint = find_checkpoint(run, step)
     config = parse_config(checkpoint.state.config, source=checkpoint.store.url)
-    use_endpoint(config.data.endpoint_url)
-    data = open_data(config, world)
-    features = prepare_features(
-        config.features,
-        data,
-        world,
-        torch.device("cpu"),
-        gather_objects,
-        config.data.reading,
-        config.data.max_bad_samples,
-    )
-    num_classes = len(data.mixture.class_names)
-    network = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
-    check_belongs(checkpoint, network, config.objective, data.digest)
-    with opened(checkpoint, world) as tensors:
-        weights = {name: tensors.get("ema", name) for name in tensors.names("ema")}
-    state = checkpoint.state
-    detector = assemble(config, data, features, network, weights, state.coupling, state.step)
+    parts = RunParts.prepare(config, world, torch.device("cpu"))
+    detector = parts.detector(checkpoint, read_averages(checkpoint))
     bad: list[BadSample] = []
     detector.calibrated(
-        calibrate(detector, data, world, gather_objects, bad.extend, config.calibration.false_alarm_rate)
+        calibrate(detector, parts.data, world, gather_objects, bad.extend, config.calibration.false_alarm_rate)
     )
     if len(bad) > config.data.max_bad_samples:
         raise UserError(f"data.max_bad_samples: {len(bad)} damaged held-out samples; {bad[0]}")
     detector.save(out)
-    return state.step
+    return checkpoint.state.step
+
+
+def checkpoints_of(run: str) -> tuple[Checkpoints, RunConfig | None]:
+    """The checkpoints of a run directory, and its configuration; or those in a folder or at a URL of their own."""
+    store = Store(run)
+    if not (store.is_local and store.exists("config.yaml")):
+        return Checkpoints(run), None
+    config = load_config(store.path("config.yaml"))
+    use_endpoint(config.data.endpoint_url)
+    return Checkpoints(config.checkpoint_url), config
 
 
 def find_checkpoint(run: str, step: int | None) -> Checkpoint:
@@ -64,9 +96,7 @@ def find_checkpoint(run: str, step: int | None) -> Checkpoint:
     Raises:
         UserError: there is none.
     """
-    store = Store(run)
-    has_config = store.is_local and store.exists("config.yaml")
-    checkpoints = Checkpoints(load_config(store.path("config.yaml")).checkpoint_url if has_config else run)
+    checkpoints, _ = checkpoints_of(run)
     if step is not None and step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"--step: {checkpoints.store.url} has no checkpoint of step {step}; there is {there}.")

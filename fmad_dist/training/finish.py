@@ -32,6 +32,7 @@ def finish_run(job: "TrainJob") -> None:
         folder = job.config.run_dir / "detector"
         detector.save(folder)
         job.tracked.finish(folder)
+        job.tracked.close()
     gather_objects(None)
 
 
@@ -56,7 +57,7 @@ def assemble(
         protocol=config.protocol,
         seed=config.train.seed,
         class_names=tuple(data.mixture.class_names),
-        manifest_digests={name: manifest.digest for name, manifest in manifests.items()},
+        manifest_digests=data.mixture.digests,
         licences={name: manifest.licence for name, manifest in manifests.items()},
         train_step=step,
     )

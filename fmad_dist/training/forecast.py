@@ -39,6 +39,10 @@ class Forecast:
         """At the given utilisation of the accelerators' peak."""
         return self.mfu * self.accelerator.peak_flops * self.batch.world_size / self.cost.training_flops
 
+    def hours(self, steps: int) -> float:
+        """For so many steps at that speed."""
+        return steps * self.batch.global_batch / self.images_per_s / 3600
+
     @property
     def capacity(self) -> int:
         return self.accelerator.memory - RESERVED_BYTES
@@ -46,7 +50,7 @@ class Forecast:
     def lines(self) -> list[str]:
         """The report."""
         memory, cost, batch = self.memory, self.cost, self.batch
-        total = self.config.train.steps * batch.global_batch
+        steps = self.config.train.steps
         sizes = {name: getattr(memory, name) for name in MemoryBudget.__slots__}
         parts = ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size)
         precision = str(self.layout.dtype).removeprefix("torch.")
@@ -61,7 +65,7 @@ class Forecast:
             "compute": f"{cost.training_flops / 1e9:.1f} GFLOP per image, forward and backward",
             "speed": f"{self.images_per_s:,.0f} images/s at {self.mfu:.0%} of {self.accelerator.peak_flops / 1e12:.0f} "
             "TFLOP/s, if data and network keep up",
-            "duration": f"{total / self.images_per_s / 3600:.2f} h for {self.config.train.steps} steps",
+            "duration": f"{self.hours(steps):.2f} h for {steps} steps",
             "checkpoint": f"{gib(saved)}, {gib(saved // batch.world_size)} written by each process",
         }
         if self.epoch_size:

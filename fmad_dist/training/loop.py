@@ -22,6 +22,7 @@ from fmad_dist.stream.batches import Batch
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.tracking.system import NodeMonitor, joined
 from fmad_dist.training.bad_samples import BadSamples
 from fmad_dist.training.checkpoint import Checkpoints, TrainState
 from fmad_dist.training.checkpoint_writer import CheckpointWriter
@@ -37,6 +38,8 @@ from fmad_dist.training.step import StepRunner
 from fmad_dist.training.throughput import Meter, image_share
 from fmad_dist.training.watchdog import Watchdog
 from fmad_dist.world import World
+
+PREEMPTED_PATIENCE_S = 5.0  # for MLflow, when a scheduler waits for this process to end
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TrainJob:
     checkpoints: Checkpoints
     writer: CheckpointWriter
     guard: NonFiniteGuard
+    nodes: NodeMonitor
 
     def state(self, step: int) -> TrainState:
         """Every rank calls."""
@@ -123,7 +127,7 @@ def stop_here(job: TrainJob, step: int) -> None:
     job.writer.save(job.engine, job.ema, job.state(step))
     job.writer.finish()
     if job.world.is_main:
-        job.tracked.close("KILLED")
+        job.tracked.close("KILLED", PREEMPTED_PATIENCE_S)
     raise Preempted(
         f"{job.config.name} was asked to stop and saved step {step} to {job.checkpoints.store.url}; start the same "
         "command again to go on."
@@ -141,6 +145,7 @@ def go_back(job: TrainJob, step: int) -> int:
     fix = "lower train.lr, raise train.warmup_samples or look at the newest images"
     state = load_newest(job) if job.guard.may_go_back else None
     if state is None:
+        job.tracked.close("FAILED")
         raise UserError(f"training diverged: {found}, after {job.guard.rollbacks} returns to a checkpoint; {fix}.")
     job.guard.went_back()
     job.record.rewind(state.step)
@@ -179,7 +184,7 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     checkpoints = Checkpoints(config.checkpoint_url, config.data.patience_s)
     writer = CheckpointWriter(checkpoints, world, settings.keep_checkpoints, settings.keep_every)
     guard = NonFiniteGuard(settings.max_skipped, settings.max_rollbacks)
-    running = (record, tracked, bad, checkpoints, writer, guard)
+    running = (record, tracked, bad, checkpoints, writer, guard, NodeMonitor(world))
     return TrainJob(config, world, data, layout, features, objective, engine, ema, *running)
 
 
@@ -219,9 +224,9 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
         "rollbacks": job.guard.rollbacks,
         "bad_samples": job.bad.settle() if num_new else len(job.bad.known),
         **meter.read(),
+        **joined(job.engine.gather(job.nodes.read())),
     }
     job.record.metrics(done, values)
-    job.tracked.metrics(done, values)
     mfu = f"MFU {values['mfu_percent']:.0f}%  " if "mfu_percent" in values else ""
     return (
         f"loss {loss:.4f}  {values['images_per_s']:.0f} images/s  {mfu}data wait {values['data_wait_percent']:.0f}%  "

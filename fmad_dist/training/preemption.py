@@ -1,6 +1,7 @@
-"""SIGTERM and SIGUSR1 ask a training to stop: it finishes the step, saves a checkpoint and ends with code 75."""
+"""SIGTERM and SIGUSR1 ask a job to stop: all ranks agree on where, keep what was done and end with code 75."""
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,16 +12,17 @@ from fmad_dist.launch import EXIT_STOPPED
 from fmad_dist.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+NAP_S = 0.2
 
 
 class Preempted(UserError):
-    """Training was asked to stop and did; nothing is lost."""
+    """A job was asked to stop and did; nothing is lost."""
 
     exit_code = EXIT_STOPPED
 
 
 class StopRequest:
-    """Whether any rank was asked to stop; all ranks learn it at the same step.
+    """Whether any rank was asked to stop; all ranks learn it at the same step of their work.
 
     Signals reach ranks at different moments, so each step starts a small reduction over gloo whose result is read one
     step later: nobody waits for it, and no GPU is involved.
@@ -45,6 +47,12 @@ class StopRequest:
         self._flag.fill_(int(self._asked))
         self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return stop
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not much longer than until this rank is asked."""
+        end = time.monotonic() + seconds
+        while not self._asked and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, NAP_S))  # an event could not be set by a handler that interrupts its own wait
 
     def _finish(self) -> bool:
         if self._work is None:

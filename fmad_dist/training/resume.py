@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fmad_dist.config_files import dump_config
 from fmad_dist.errors import UserError
+from fmad_dist.tracking.tags import run_tags
 from fmad_dist.training.checkpoint import Checkpoint, Damaged, TrainState, check_belongs
 from fmad_dist.training.checkpoint_reader import opened
 from fmad_dist.training.engine import describe
@@ -13,6 +14,8 @@ from fmad_dist.training.weights import restore
 
 if TYPE_CHECKING:
     from fmad_dist.training.loop import TrainJob
+
+CONFIG_NAME = "config.yaml"
 
 
 def resume(job: "TrainJob") -> int:
@@ -22,17 +25,28 @@ def resume(job: "TrainJob") -> int:
         UserError: there are checkpoints, but none can be used or they are of another run.
     """
     state = load_newest(job)
+    tracking_run = state.tracking_run if state else _run_without_checkpoint(job)
     if state is not None:
         job.record.rewind(state.step)
-    elif (job.config.run_dir / "config.yaml").exists() and job.world.is_main:
+    elif (job.config.run_dir / CONFIG_NAME).exists() and job.world.is_main:
         job.record.rewind(0)
-    job.record.write("config.yaml", dump_config(job.config))
-    job.record.write("environment.json", json.dumps(describe(job.engine, job.world), indent=1))
+    job.record.write(CONFIG_NAME, dump_config(job.config))
+    environment = describe(job.engine, job.world)
+    job.record.write("environment.json", json.dumps(environment, indent=1))
     if job.world.is_main:
-        job.tracked.start(state.tracking_run if state else None)
+        digests = {dataset.name: dataset.manifest.digest for dataset in job.data.mixture.datasets}
+        tags = run_tags(environment, digests, job.config.tracking.parent_run)
+        job.tracked.start(tracking_run, tags)
         if state:
             print(f"resumed {job.config.name} at step {state.step} from {job.checkpoints.store.url}", flush=True)
     return state.step if state else 0
+
+
+def _run_without_checkpoint(job: "TrainJob") -> str | None:
+    """The MLflow run of a start that ended before its first checkpoint, if it was of the same configuration."""
+    path = job.config.run_dir / CONFIG_NAME
+    same = path.exists() and path.read_text() == dump_config(job.config)
+    return job.tracked.noted().get("run_id") if same else None
 
 
 def load_newest(job: "TrainJob") -> TrainState | None:

@@ -2,12 +2,9 @@
 
 import math
 
-import pytest
 import torch
 
 from fmad_dist.comparison.cflow import CFlow, fit_cflow
-from fmad_dist.comparison.peers import Peer, choose_peers
-from fmad_dist.errors import UserError
 
 CHANNELS, GRID = 6, 4
 
@@ -51,17 +48,3 @@ def test_training_finds_what_is_not_normal_and_repeats_itself() -> None:
     fresh = CFlow(CHANNELS, GRID, torch.device("cpu"), seed=3)(no_field, normals(8, 1001), range(8))
     assert fitted[0](no_field, normals(8, 1001), range(8)).mean() < fresh.mean() - 0.2
     torch.testing.assert_close(scores[[3]], fitted[0](no_field, test[[3]], [0]), rtol=1e-5, atol=1e-5)
-
-
-def test_choice_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_peers("") == ()
-    assert choose_peers("cflow, cflow:steps=20") == (Peer("cflow"), Peer("cflow", 20))
-    assert Peer("cflow", 20).title == "cflow (peer) steps=20"
-    with pytest.raises(UserError, match="'patchcore' is not known; there is cflow"):
-        choose_peers("patchcore")
-    for text in ("cflow:steps=0", "cflow:lr=1", "cflow:steps", "cflow:steps=1:steps=2"):
-        with pytest.raises(UserError, match="the only option is a number of batches"):
-            choose_peers(text)
-    monkeypatch.setattr("fmad_dist.comparison.peers.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"anomalib, which is missing; install fmad-dist\[peers\]"):
-        choose_peers("cflow")

@@ -80,7 +80,9 @@ def test_tables_put_ours_before_peers_before_published() -> None:
     own = results.datasets["mvtec_ad"].metrics
     assert table.rows[0].metrics["aupro"] == own.aupro
     assert not math.isnan(own.aupro)
-    assert table.rows[0].note == "protocol fmad-2026 with map_size=32, 2 classes where MVTec AD has 15, so not its mean"
+    assert table.rows[0].note == (
+        "protocol fmad-2026 with map_size=32, 2 classes where MVTec AD has 15, so not its mean"
+    )
     assert table.cells(table.rows[1]) == ("50.0", "–", "25.0", "–", "–", "–", "–")
 
 

@@ -21,7 +21,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation import evaluator
 from fmad_dist.evaluation.channels import saturation_pixels, single_defects
 from fmad_dist.evaluation.curves import pro_curve
-from fmad_dist.evaluation.histogram import PixelHistogram
+from fmad_dist.evaluation.histogram import MapPixels, PixelHistogram
 from fmad_dist.evaluation.native import at_size
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.regions import Channel, SingleDefects
@@ -72,9 +72,8 @@ def official(maps: Sequence[np.ndarray], channels: Sequence[Sequence[Channel]], 
 def histogram_of(maps: np.ndarray, channels: list[list[Channel]], max_bins: int = 2**17) -> PixelHistogram:
     histogram = PixelHistogram(max_bins)
     for anomaly_map, of_image in zip(maps, channels, strict=True):
-        histogram.add_channels(
-            anomaly_map.astype(np.float32), SingleDefects(tuple(of_image), *anomaly_map.shape, False)
-        )
+        defects = SingleDefects(tuple(of_image), *anomaly_map.shape, False)
+        histogram.count(MapPixels.of_defects(anomaly_map.astype(np.float32), defects))
     return histogram
 
 

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from PIL import Image, ImageDraw
 
@@ -101,6 +104,21 @@ def fmad(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str
 
 def train(job: Job, name: str, processes: int, *overrides: str) -> None:
     fmad("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
+
+
+@contextmanager
+def in_background(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command beside the test, both of its outputs in `log`; it is ended with what it started, whatever happens."""
+    with open(log, "w") as output:
+        words = [sys.executable, "-m", "fmad_dist.cli", *arguments]
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        with suppress(psutil.Error):
+            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                one.kill()
+        process.wait()
 
 
 def _product(rng: np.random.Generator, number: int) -> Image.Image:

@@ -54,6 +54,13 @@ def test_evaluate_and_predict_name_what_is_missing(
     assert "models:/none@x: not in the registry" in text
 
 
+def test_follow_says_at_once_if_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--out: memory://x is not a run directory" in say(capsys, "follow", "--run", "memory://x")
+    text = say(capsys, "follow", "--once", "--run", str(tmp_path / "nothing"))
+    assert f"{tmp_path / 'nothing'}: no complete checkpoint" in text
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_truncated_shard_names_the_shard(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "data"
     shutil.copytree(job.manifest, broken)

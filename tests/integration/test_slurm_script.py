@@ -1,4 +1,4 @@
-"""launcher/slurm/train.sbatch with stand-ins for SLURM's commands, which no test can have: signal, requeue, resume."""
+"""The scripts of launcher/slurm, with stand-ins for the commands that no test can have: signal, requeue, resume."""
 
 import os
 import signal
@@ -23,16 +23,46 @@ exec "$@"
 """
 
 
+FMAD = """#!/bin/sh
+echo "$@" >> "$SHIM_LOG"
+trap 'exit 75' USR1
+[ -e "$SHIM_LOG.again" ] && exit 76
+touch "$SHIM_LOG.again"
+while true; do sleep 0.1; done
+"""
+
+
+def stand_in(folder: Path, **scripts: str) -> tuple[Path, dict[str, str]]:
+    """Commands in place of SLURM's and others; the file they write to, and the environment that finds them."""
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    log = folder / "log"
+    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return log, {**os.environ, "PATH": path, "SHIM_LOG": str(log), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "7"}
+
+
+def test_a_benchmark_run_goes_back_into_the_queue(tmp_path: Path) -> None:
+    log, environment = stand_in(tmp_path, scontrol=SCONTROL, fmad=FMAD)
+    command = ["bash", "launcher/slurm/bench.sbatch", "mode=one_model"]
+    environment["CONFIG"] = "five.yaml"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while not log.with_name("log.again").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=60)
+    assert "stopped on request (code 75), back into the queue" in output
+    started = "bench --config five.yaml --max-restarts 3 mode=one_model\n"
+    assert log.read_text() == f"{started}requeue 7\n"
+    assert subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=60).returncode == 76
+    assert log.read_text() == f"{started}requeue 7\n{started}"
+
+
 def test_a_signalled_job_goes_back_into_the_queue_and_goes_on(job: Job, tmp_path: Path) -> None:
     options = ("train.steps=30", "train.checkpoint_every=100")
-    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    log = tmp_path / "scontrol.log"
-    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    values = {"PATH": path, "SHIM_LOG": str(log), "CONFIG": str(job.config()), "OMP_NUM_THREADS": "1"}
-    slurm = {"JOB_ID": "7", "JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "2"}
-    environment = {**os.environ, **values, **{f"SLURM_{key}": value for key, value in slurm.items()}}
+    log, environment = stand_in(tmp_path, scontrol=SCONTROL, srun=SRUN)
+    slurm = {"JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "2"}
+    environment |= {"CONFIG": str(job.config()), **{f"SLURM_{key}": value for key, value in slurm.items()}}
     command = ["bash", "launcher/slurm/train.sbatch", "name=slurm", *options]
 
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import Job, fmad, train
+from jobs import LAUNCH_SECONDS, Job, fmad, in_background, train
 from safetensors.numpy import load_file
 
 from fmad_dist.config import TrainConfig
@@ -59,7 +59,13 @@ def test_every_training_sample_once_per_epoch_and_no_held_out(job: Job, zero2: P
 
 def test_zero3_agrees_resumes_and_exports_the_same_format(job: Job, zero2: Path) -> None:
     every = ("train.zero_stage=3", "train.checkpoint_every=1", "train.keep_every=1")
-    train(job, "zero3", 2, *every)
+    log = job.root / "follow.log"
+    with in_background(log, "follow", "--run", str(job.run("zero3")), "--processes", "1") as follower:
+        train(job, "zero3", 2, *every)
+        assert follower.wait(LAUNCH_SECONDS) == 0, log.read_text()  # it waited for the run and ended with it
+    followed = [json.loads(line)["step"] for line in (job.run("zero3") / "follow.jsonl").read_text().splitlines()]
+    assert followed == [1, 2, 3, 4, 5, 6]
+    assert "the training is complete; synthetic AUPRO was best at step" in log.read_text()
     assert json.loads((job.run("zero3") / "environment.json").read_text())["zero_stage"] == 3
     assert job.samples("zero3") == job.samples("zero2")
     np.testing.assert_allclose(job.losses("zero3"), job.losses("zero2"), rtol=TOLERANCE)
@@ -155,12 +161,19 @@ def test_worst_transport_resumes_and_compares(job: Job, zero2: Path) -> None:
 
 
 def test_random_draws_and_peers_compare(job: Job, zero2: Path) -> None:
-    """Scores with random draws, and another method trained on the same features, are the same on 1 and 2 processes."""
+    """Scores with random draws, and methods of others on the same features, are the same on 1 and 2 processes."""
     scorers = "mismatch:noises=2:times=2,reconstruction:noises=2,fusion:parts=[{name: endpoint},{name: reconstruction}]"
-    rows = compared_on_1_and_2(job, zero2, "--scorers", scorers, "--peers", "cflow:steps=3")
+    peers = "cflow:steps=3,bank,bank_pooled:share=0.5:draw=300:neighbours=2"
+    rows = compared_on_1_and_2(job, zero2, "--scorers", scorers, "--peers", peers)
     assert rows[0].startswith("mismatch")
-    assert rows[2:] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
-    assert "A peer is a method of others" in (job.root / "compared-1" / "comparison.md").read_text()
+    assert rows[2:4] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
+    assert rows[4:] == ["bank (peer)", "bank_pooled (peer) share=0.5 draw=300 neighbours=2"]
+    assert (
+        "bank, one memory bank per class, is told the class" in (job.root / "compared-1" / "comparison.md").read_text()
+    )
+    found = json.loads((job.root / "compared-2" / "comparison.json").read_text())["scorers"]["bank (peer)"]
+    assert found["evaluations"] == 0
+    assert found["mean"]["image_auroc"] > 0.9  # a bright spot is nowhere in the bank
 
 
 def compared_on_1_and_2(job: Job, run: Path, *options: str) -> list[str]:

@@ -41,13 +41,19 @@ class BenchmarkTable:
 
 
 def measured_row(dataset: str, mean: MeanResult, protocol: str, name: str, origin: Origin) -> ComparedRow:
-    """A row of means that we measured. Its note names the protocol, and the classes when some are missing."""
-    known = published(dataset)
-    note = f"protocol {protocol}, {mean.num_classes} class{'' if mean.num_classes == 1 else 'es'}"
-    if known is not None and mean.num_classes != known.num_classes:
-        note += f" where {known.title} has {known.num_classes}, so not its mean"
+    """A row of means that we measured."""
+    note = measured_note(dataset, mean.num_classes, protocol)
     metrics = {key: value for key, value in asdict(mean.metrics).items() if not math.isnan(value)}
     return ComparedRow(name, origin, note, metrics)
+
+
+def measured_note(dataset: str, num_classes: int, protocol: str) -> str:
+    """Names the protocol, and the classes when some are missing."""
+    known = published(dataset)
+    note = f"protocol {protocol}, {num_classes} class{'' if num_classes == 1 else 'es'}"
+    if known is not None and num_classes != known.num_classes:
+        note += f" where {known.title} has {known.num_classes}, so not its mean"
+    return note
 
 
 def compared_rows(

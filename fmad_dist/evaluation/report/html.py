@@ -51,8 +51,6 @@ def write_report(
         facts=facts,
         configuration=configuration,
         protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
-        protocol_title=results.protocol.title,
-        protocol_note=results.protocol.note,
     )
     Store(out.parent).write(out.name, page.encode())
     return out
@@ -62,6 +60,8 @@ def _overview(results: Results) -> dict[str, Any]:
     groups = metric_groups()
     return {
         "mean": results.mean,
+        "protocol_title": results.protocol.title,
+        "protocol_note": results.protocol.note,
         "headline": [(long_title(name), percent(getattr(results.mean.metrics, name))) for name in HEADLINE],
         "mean_notes": interval_notes(results.mean.intervals),
         "metric_groups": groups,

@@ -1,9 +1,22 @@
 """Defects on a surface: each takes what is painted and returns other colours in a bounded region, and only there."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
-from data_tools.demo.canvas import Colour, Grid, blend, polyline, scale, smooth_noise
-from data_tools.demo.product import Overlay, Painted
+from fmad_dist.flaws.canvas import Colour, Grid, blend, polyline, scale, smooth_noise
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """A picture of a product, before a camera sees it or as a camera saw it."""
+
+    colour: np.ndarray  # (S, S, 3) in [0, 1]
+    body: np.ndarray  # (S, S) in [0, 1]: where surface defects may lie
+
+
+Overlay = Callable[[Grid, Painted, np.random.Generator, float], np.ndarray]  # severity in [0, 1] -> colour
 
 
 def place(grid: Grid, painted: Painted, rng: np.random.Generator, margin: float = 0.85) -> np.ndarray:
@@ -32,7 +45,7 @@ def blob(
     return np.hypot(x * stretch, y / stretch) - radius * np.clip(1 + waves, 0.35, 1.8)
 
 
-def scratch(light: float) -> Overlay:
+def scratch(light: float, width: float = 1.0) -> Overlay:
     """A fine line that shines where the surface is dull; `light` is its brightness at full severity."""
 
     def overlay(grid: Grid, painted: Painted, rng: np.random.Generator, severity: float) -> np.ndarray:
@@ -41,7 +54,7 @@ def scratch(light: float) -> Overlay:
         for number in range(1 + int(rng.integers(3))):
             distance, along = polyline(grid.x, grid.y, points + number * slant)
             depth = np.sin(np.pi * (0.1 + 0.8 * along)) * (0.55 + 0.45 * severity) * 0.8**number * painted.body
-            half = (0.15 + 0.35 * severity) * grid.pixel
+            half = width * (0.15 + 0.35 * severity) * grid.pixel
             colour = scale(colour, 1 - 0.35 * depth * grid.coverage(np.abs(distance - 1.6 * grid.pixel), 1.2))
             colour = blend(colour, (light, light, light), depth * grid.coverage(distance - half))
         return colour

@@ -1,0 +1,133 @@
+"""A real `mlflow server` for tests, and a proxy before it that can behave like a bad one."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+START_SECONDS = 180  # it imports much, and makes its tables
+
+Fault = Literal["none", "error", "hang", "forbidden"]
+
+
+class MlflowServer:
+    """A tracking server on sqlite with artifacts in `folder`; what it stored survives `kill` and another `start`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> "MlflowServer":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            log_text = (self.folder / "server.log").read_text(errors="replace")[-2000:]
+            assert self._process.poll() is None, log_text
+            assert time.monotonic() < deadline, log_text
+            time.sleep(0.2)
+        return self
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+class BadProxy:
+    """Passes requests on to `target_port`, or does what `fault` says: status 500, no answer at all, status 401."""
+
+    def __init__(self, target_port: int) -> None:
+        self.fault: Fault = "none"
+        self.num_faults = 0
+        self._over = threading.Event()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if proxy.fault == "none":
+                    self._reply(*proxy._forward(target_port, self.command, self.path, dict(self.headers), body))
+                    return
+                proxy.num_faults += 1
+                if proxy.fault == "hang":
+                    proxy._over.wait(600)
+                    self.close_connection = True
+                    return
+                self._reply({"error": 500, "forbidden": 401}[proxy.fault], b"no", "text/plain")
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+            def _reply(self, status: int, body: bytes, kind: str) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                with suppress(ConnectionError):  # the client gave up
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def behave(self, fault: Fault) -> None:
+        """From now on; requests that hang are let go."""
+        self.fault = fault
+        self._over.set()
+        self._over = threading.Event()
+
+    def stop(self) -> None:
+        self.behave("none")
+        self._server.shutdown()
+        self._server.server_close()
+
+    @staticmethod
+    def _forward(port: int, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.getheader("Content-Type", "application/json")
+        except OSError:
+            return 502, b"the server is away", "text/plain"
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
