@@ -100,7 +100,7 @@ def _compared(stages: Iterable[Compare]) -> Compared:
         for title, values in scorers.items():
             counts = Counter(map(dataset_of, values["classes"]))
             for dataset, mean in values["datasets"].items():
-                note = measured_note(dataset, counts[dataset], stage.spec.protocol.name)
+                note = measured_note(dataset, counts[dataset], stage.spec.protocol.title)
                 found.setdefault(dataset, []).append(_row(title, mean, note))
     return found
 

@@ -129,3 +129,8 @@ def _check_protocols(parts: list[Part]) -> None:
         if protocol != protocols[0]:
             where = f"benchmarks.{part.name}.{'model' if part.taken else 'run.protocol'}"
             raise UserError(f"{where}: its protocol is not that of benchmarks.{parts[0].name}; use one for all.")
+    if protocols[0].needs_map_sum and len(parts) > 1:
+        raise UserError(
+            f"run.protocol: {protocols[0].name} makes image scores of all test images together, so evaluations cannot "
+            "be joined; use mode=one_model or another protocol."
+        )

@@ -116,7 +116,7 @@ class Train(Stage):
 class Judged(Stage):
     """Done when the folder holds what its stamp says, made from the wanted inputs."""
 
-    folder_name, file = "", ""
+    folder_name = ""
 
     @property
     def out(self) -> Path:

@@ -225,6 +225,7 @@ def test_a_model_that_is_taken_is_not_trained(stand: Stand) -> None:
         ("scorers=ddim", "--scorers: ddim does not fit this model"),
         ("benchmarks.beta.run={train: {global_batch: 7}}", "not a multiple of the 2 processes"),
         ("benchmarks.beta.run={features: {image_size: 128}}", "stores 64 px images"),
+        ("run.protocol={name: flowad}", "makes image scores of all test images together"),
         ("out=/proc/nowhere", "/proc/nowhere: cannot be written"),
     ],
 )
