@@ -139,7 +139,7 @@ def _points(lines: Sequence[Line]) -> Iterator[Any]:
     for line in lines:
         for name, value in line.items():
             if name not in ("step", "time"):
-                yield Metric(name, value, line["time"], line["step"])
+                yield Metric(name, value, line.get("time", 0), line["step"])  # fmad wrote no time at first
 
 
 def last_step(client: Any, run_id: str) -> int:
