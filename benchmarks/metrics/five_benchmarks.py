@@ -31,6 +31,7 @@ from fmad_dist.evaluation.histogram import PixelHistogram
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.regions import label_regions
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+from fmad_dist.evaluation.strips import Strips
 
 # normal and anomalous test images of every class, and about how many types of defect a class has
 COUNTS: dict[str, tuple[str, int]] = {
@@ -143,6 +144,8 @@ def histogram_alone(data: Measured, watch: Watch, detail: dict[str, float]) -> d
             for anomaly_map, mask in zip(maps, masks, strict=True):
                 histogram.add(anomaly_map, mask, 8)
             found[one.name] = pro_curve(histogram).area(LIMIT)
+        for number in (50, 1000):  # as the protocols ader and flowad take it
+            detail[f"{one.name} by {number} strips"] = Strips(histogram).aupro(number, LIMIT)
     return found
 
 
@@ -251,6 +254,11 @@ def markdown(facts: dict[str, str], outcomes: dict[str, Outcome]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     detail = outcomes["evaluation"].detail if "evaluation" in outcomes else {}
     lines += ["", "The whole evaluation: " + ", ".join(f"{key} {value:.3g}" for key, value in detail.items()) + "."]
+    for number in (50, 1000):
+        if f"adeval{number}" in outcomes and "histogram" in outcomes:
+            ours, theirs = outcomes["histogram"].detail, outcomes[f"adeval{number}"].aupro
+            apart = max(abs(ours[f"{name} by {number} strips"] - value) for name, value in theirs.items())
+            lines += ["", f"AUPRO by {number} strips from our histogram is at most {apart:.0e} from adeval's own."]
     return "\n".join(lines) + "\n"
 
 

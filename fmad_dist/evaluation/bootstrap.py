@@ -9,7 +9,7 @@ value of all images in the same bins: coarseness moves both alike, and intervals
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +27,13 @@ Intervals = dict[str, tuple[float, float]]
 
 
 def class_draws(
-    rows: Sequence[ScoreRow], pixels: Mapping[str, ImagePixels], fpr_limit: float
+    rows: Sequence[ScoreRow],
+    pixels: Mapping[str, ImagePixels],
+    fpr_limit: float,
+    without: Set[str] = frozenset(),
 ) -> tuple[Draws, dict[str, Draws]]:
-    """Draws of one class, and of each of its types of defect with all normal images; without what is undefined.
+    """Draws of one class, and of each of its types of defect with all normal images; without what is undefined and the
+    metrics `without`.
 
     `pixels` are those of the rows by sample id; without any there are no pixel metrics.
     """
@@ -48,15 +52,19 @@ def class_draws(
             blocks[name].append(_metrics(drawn, images.counted(part, streams[name]), fpr_limit))
     draws = {}
     for name, own in values.items():
-        defined = {metric: value for metric, value in own.items() if not np.isnan(value)}
-        draws[name] = {m: np.concatenate([block[m] for block in blocks[name]]) - v for m, v in defined.items()}
+        wanted = {metric: value for metric, value in own.items() if metric not in without and not np.isnan(value)}
+        draws[name] = {m: np.concatenate([block[m] for block in blocks[name]]) - v for m, v in wanted.items()}
     return draws[""], {name: draws.get(name, draws[""]) for name in kinds}
 
 
 def mean_draws(classes: Sequence[Draws]) -> Draws:
     """The mean over the classes that define a metric, draw by draw."""
-    names = sorted({name for draws in classes for name in draws})
-    return {name: np.nanmean([draws[name] for draws in classes if name in draws], axis=0) for name in names}
+    means = {}
+    for name in sorted({name for draws in classes for name in draws}):
+        every = np.array([draws[name] for draws in classes if name in draws])
+        with np.errstate(invalid="ignore"):
+            means[name] = np.nansum(every, axis=0) / np.sum(~np.isnan(every), axis=0)
+    return means
 
 
 def intervals(metrics: Metrics, draws: Draws) -> Intervals:
@@ -93,7 +101,7 @@ class _Images:
     def kinds(self) -> dict[str, slice]:
         """The anomalous images of every type of defect."""
         types = [row.defect_type for row in self.rows[self.num_normal :]]
-        starts = {name: self.num_normal + types.index(name) for name in types}
+        starts = {name: self.num_normal + types.index(name) for name in dict.fromkeys(types)}
         return {name: slice(start, start + types.count(name)) for name, start in starts.items()}
 
     def counted(self, part: slice, stream: np.random.Generator | None = None) -> Counted:

@@ -37,10 +37,7 @@ def compute_results(states: dict[str, ClassState], protocol: Protocol) -> Result
     """The metrics of every class, the mean per dataset and the mean over all classes."""
     rows, draws, classes = final_rows(states, protocol), {}, {}
     for name, own in rows.items():
-        draws[name], of_types = class_draws(own, states[name].pixels, protocol.fpr_limit)
-        for found in (draws[name], *of_types.values()):
-            for metric in protocol.estimated & found.keys():  # draws are of the exact metric
-                del found[metric]
+        draws[name], of_types = class_draws(own, states[name].pixels, protocol.fpr_limit, without=protocol.estimated)
         classes[name] = class_result(states[name], own, draws[name], of_types, protocol)
     of_dataset: dict[str, list[str]] = {}
     for name in classes:

@@ -2,16 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from fmad_dist.detector import Detections
+from fmad_dist.evaluation import evaluator
 from fmad_dist.evaluation.curves import average_precision, best_f1, rank_scores, roc_curve
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
+from fmad_dist.stream.manifest import Sample
+from fmad_dist.stream.mixture import Mixture
 
 MakeScored = Callable[..., ScoredImage]
 
@@ -79,3 +86,15 @@ def test_without_views_or_without_both_kinds_of_parts_there_is_no_sample_auroc(m
     assert "sample_auroc" not in areas_of(single)
     assert "sample_auroc" not in areas_of([replace(image, group="") for image in single])
     assert "sample_auroc" not in areas_of([replace(image, group=f"part {n // 2}") for n, image in enumerate(single)])
+
+
+def test_the_evaluator_hands_on_which_part_an_image_shows() -> None:
+    sample = Sample("real_iad/usb/a", "real_iad", "usb", "test", 0, "good", "s", None, (), 8, 8, group="usb_0001_OK")
+    dataset = SimpleNamespace(sample=lambda place: sample)
+    mixture = cast(Mixture, SimpleNamespace(locate=lambda row: (dataset, 0)))
+    batch = evaluator.TestBatch(
+        (5,), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (np.zeros((8, 8), dtype=bool),), (None,)
+    )
+    found = Detections(torch.zeros(1), torch.zeros(1, 8, 8), torch.zeros(1), torch.zeros(1))
+    (image,) = evaluator.scored_images(mixture, batch, found)
+    assert (image.sample_id, image.group) == ("real_iad/usb/a", "usb_0001_OK")

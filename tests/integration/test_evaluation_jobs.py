@@ -59,6 +59,11 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
     assert [results["classes"][name]["num_images"] for name in results["classes"]] == [9, 9, 9]
     assert 0.5 < results["mean"]["image_auroc"] <= 1.0
     check_registry(registry, results)
+    as_others = job.root / "results-flowad"
+    words = [*model, "--manifest", job.manifest, "--out", str(as_others), "--processes", "2", "--protocol", "flowad"]
+    assert "Biased estimates" in fmad("evaluate", *words).stdout
+    assert json.loads((as_others / "results.json").read_text())["protocol_title"] == "flowad v1 (biased)"
+    check_registry(registry, results)  # still the numbers of its own protocol
     assert "models:/fmad/1, now models:/fmad@candidate, MLflow run " in outputs[0]["report.html"].decode()
 
 
