@@ -46,10 +46,12 @@ class Uploader:
         return self
 
     def finish(self, status: str, patience_s: float) -> bool:
-        """Send the rest and close the run; False if that was not over after `patience_s` seconds."""
+        """Send the rest and close the run; False if that was given up after `patience_s` seconds."""
         self._status = status
         self._stop.set()
-        return self._done.wait(patience_s)
+        all_sent = self._done.wait(patience_s)
+        self._done.set()
+        return all_sent
 
     def _work(self) -> None:
         pause, lines = PACE_S, LineReader(self.path)
