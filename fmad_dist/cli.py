@@ -275,9 +275,11 @@ def bench(
     from fmad_dist.bench.stages import Options
     from fmad_dist.tracking.registry import use_registry
 
+    if tracking_uri:  # to the stages by the environment: their commands are shown, and the URI may hold a password
+        os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
     if resolved.takes_models:
         use_registry(tracking_uri)
-    options = Options(processes or None, max_restarts or None, workers or None, save_every, tracking_uri)
+    options = Options(processes or None, max_restarts or None, workers or None, save_every)
     if dry_run:
         typer.echo("\n".join(plan_lines(resolved, options, Machines(nodes, gpus, gpu, mfu))))
     elif prepare:

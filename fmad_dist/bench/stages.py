@@ -35,7 +35,6 @@ class Options:
     max_restarts: int | None = None
     workers: int | None = None
     save_every: float | None = None
-    tracking_uri: str | None = None
 
     def words(self, *names: str) -> list[str]:
         """The named options that are given."""
@@ -156,7 +155,7 @@ class Evaluate(Judged):
     def command(self, options: Options) -> list[str]:
         words = ["evaluate", "--model", self.part.model]
         words += [word for url in self.part.config.data.manifests for word in ("--manifest", url)]
-        return [*words, "--out", str(self.out), *options.words("processes", "workers", "save_every", "tracking_uri")]
+        return [*words, "--out", str(self.out), *options.words("processes", "workers", "save_every")]
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ class Compare(Judged):
     def command(self, options: Options) -> list[str]:
         words = ["compare", "--config", str(self.part.config_file), "--model", self.part.model]
         words += ["--scorers", self.scorers, "--peers", self.peers, "--out", str(self.out)]
-        return words + options.words("processes", "tracking_uri")
+        return words + options.words("processes")
 
 
 def survey(stages: Sequence[Stage]) -> list[Status]:

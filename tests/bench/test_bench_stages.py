@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ class Stand:
     def __init__(self, root: Path, urls: Sequence[str], make_detector: MakeDetector) -> None:
         self.root, self.make_detector = root, make_detector
         self.started: list[str] = []
+        self.words: list[Sequence[str]] = []
         self.fail: dict[str, int] = {}
         self.stop_in = ""
         benchmarks = {name: {"manifests": [url]} for name, url in zip(("alpha", "beta"), urls, strict=True)}
@@ -56,6 +58,7 @@ class Stand:
 
     def steps_run(self, steps: Steps, words: Sequence[str]) -> int:
         """In place of Steps.run: the command in this process."""
+        self.words.append(words)
         pairs = [pair for pair in itertools.pairwise(words) if pair[0].startswith("--")]
         options = dict(pairs) | {"manifests": [value for key, value in pairs if key == "--manifest"]}
         part = Path(options.get("--config") or options["--out"]).stem.partition("-")[0]
@@ -192,6 +195,19 @@ def test_a_failing_part_does_not_hold_up_the_others(stand: Stand, capsys: pytest
     assert stand.run() == ["alpha: evaluate"]
     assert prepare_bench(load_bench(stand.path)) == []
     collect_bench(load_bench(stand.path))
+
+
+def test_the_tracking_server_is_not_shown(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    uri = "http://user:secret@nowhere"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", "--config", str(stand.path), "--processes", "2", "--tracking-uri", uri])
+    assert ended.value.code == 0
+    shown = "".join(capfd.readouterr()) + (stand.out / "bench.json").read_text() + str(stand.words)
+    assert "secret" not in shown
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
 
 
 def test_a_stop_ends_it_at_once(stand: Stand) -> None:
