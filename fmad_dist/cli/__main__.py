@@ -1,0 +1,3 @@
+from fmad_dist.cli import main
+
+main()
