@@ -226,7 +226,7 @@ def read_spec(folder: Path) -> DetectorSpec:
 def locate_detector(source: str) -> Path:
     """The local folder that holds `detector.json`, downloading a registry model when `source` is a models:/ URI."""
     if source.startswith(("models:", "runs:")):
-        from fmad_dist.tracking.registry import download_model
+        from fmad_dist.registry.versions import download_model
 
         root = download_model(source)
         found = sorted(root.rglob(SPEC_NAME))

@@ -17,7 +17,7 @@ def predict(
     """Score unlabelled images: a table with decisions, heat maps and overlays."""
     from fmad_dist.detector import Detector
     from fmad_dist.predict import predict as run
-    from fmad_dist.tracking.registry import use_registry
+    from fmad_dist.registry.versions import use_registry
     from fmad_dist.world import World
 
     use_registry(tracking_uri)
