@@ -29,9 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", required=True, help="a converted dataset")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--phase-s", type=float, default=20.0, help="seconds of each kind of fault; killed: three times"
-    )
+    parser.add_argument("--phase-s", type=float, default=20.0, help="seconds of each fault; killed: three times")
     parser.add_argument("--steps", type=int, default=900)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
