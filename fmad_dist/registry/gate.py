@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmad_dist.config_files import read_tree, validated
-from fmad_dist.evaluation.presets import BIASED
+from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import METRIC_NAMES
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -129,7 +129,7 @@ def _evaluated(candidate: Evidence) -> Check:
         return Check("evaluation", False, candidate.problem)
     if candidate.results is None:
         return Check("evaluation", False, "none; run `fmad evaluate --model models:/NAME/VERSION` first")
-    if candidate.results["protocol"]["name"] in BIASED:
+    if Protocol.model_validate(candidate.results["protocol"]).biased:
         return Check("evaluation", False, f"by the protocol {candidate.results['protocol_title']}, which is biased")
     return Check("evaluation", True, candidate.results["protocol_title"])
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmad_dist.errors import UserError
+from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.results import METRIC_NAMES
 from fmad_dist.registry.gate import Decision, Evidence, Gate, Parity, decide, load_gate
 
@@ -21,8 +22,13 @@ def results(values: dict[str, float | None], protocol: str = "fmad-2026", **of_c
     """results.json with the same `values` everywhere, `of_class` changes image_auroc of single classes."""
     base: dict[str, Any] = dict.fromkeys(METRIC_NAMES, 0.95) | values
     classes = {name: base | {"image_auroc": of_class.get(name[4:], base["image_auroc"])} for name in CLASSES}
-    title = f"{protocol} v1"
-    return {"protocol": {"name": protocol}, "protocol_title": title, "classes": classes, "mean": base}
+    settings = Protocol(name=protocol)
+    return {
+        "protocol": settings.model_dump(mode="json"),
+        "protocol_title": settings.title,
+        "classes": classes,
+        "mean": base,
+    }
 
 
 def evidence(version: str = "2", data: str = "d1", protocol: str = "fmad-2026", **values: float | None) -> Evidence:
@@ -75,7 +81,7 @@ def test_every_reason_is_found_without_a_champion(make: Callable[[], Evidence], 
         (evidence(nut=0.92), evidence("1"), "image_auroc of no class worse by more than 0.02", "toy/nut 0.9200 after"),
         (evidence(data="d2"), evidence("1"), "comparable with version 1", "toy changed since"),
         (evidence(), Evidence("1", None), "comparable with version 1", "never evaluated"),
-        (evidence(), evidence("1", protocol="other"), "comparable with version 1", "protocols"),
+        (evidence(), evidence("1", protocol="ader"), "comparable with version 1", "protocols"),
         (
             evidence(),
             replace(evidence("1"), tested_on={"toy": "d1", "more": "d2"}),
