@@ -13,6 +13,8 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.results import EVALUATION_FILES
 from fmad_dist.registry.gate import Evidence
 from fmad_dist.registry.versions import PREFIX, registry_client, uri_of, version_of
+from fmad_dist.tracking.runs import NOTE_NAME, connect
+from fmad_dist.tracking.uploader import warn
 
 EVALUATION_TAG = "fmad.evaluation"
 BOUND_FILES = ("results.json", "scores.csv")  # what decisions are made from
@@ -35,18 +37,20 @@ class Evaluated:
 def log_evaluation(
     model: str, results: Path, weights_sha256: str, tested_on: Mapping[str, str], manifests: Sequence[str]
 ) -> None:
-    """Copy the evaluation of a registry version to the version's run and say so in the version's tags.
+    """Copy the evaluation of a registered model, or of a run whose detector is registered, to the version's run and say
+    so in the version's tags.
 
     Does nothing for detectors that are not in a registry. Raises:
         UserError: the server refuses; the local results are complete.
     """
-    if not model.startswith(PREFIX):
-        return
     from mlflow.exceptions import MlflowException
 
+    uri = registered_as(model, weights_sha256)
+    if uri is None:
+        return
     body = json.loads((results / "results.json").read_text())
     client = registry_client()
-    version = version_of(client, model)
+    version = version_of(client, uri)
     folder = f"evaluation/version-{version.version}"
     digests = {name: hashlib.sha256((results / name).read_bytes()).hexdigest() for name in BOUND_FILES}
     evaluated = Evaluated(folder, digests, weights_sha256, dict(tested_on), list(manifests))
@@ -63,6 +67,22 @@ def log_evaluation(
             client.set_model_version_tag(version.name, version.version, name, text)
     except (MlflowException, OSError) as error:
         raise UserError(f"{results}: complete, but MLflow did not take a copy ({first_line(error)}).") from None
+
+
+def registered_as(model: str, weights_sha256: str) -> str | None:
+    """The models:/ URI of a registered model or of the version that a run directory was registered as; None for other
+    detectors, and where the registered files have other weights or the run's server is away, which is said."""
+    note, tracking = Path(model) / "registered.json", Path(model) / NOTE_NAME
+    if model.startswith(PREFIX) or not (note.is_file() and tracking.is_file()):
+        return model if model.startswith(PREFIX) else None
+    noted, server = json.loads(note.read_text()), json.loads(tracking.read_text())["uri"]
+    uri = f"{PREFIX}{noted['name']}/{noted['version']}"
+    try:
+        version = version_of(connect(server), uri)
+    except UserError as error:
+        warn(f"{error} Its evaluation is in the results only.")
+        return None
+    return uri if version.tags.get("fmad.weights_sha256") == weights_sha256 else None
 
 
 def evaluation_of(version: Any) -> Evaluated | None:
