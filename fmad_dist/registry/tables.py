@@ -26,7 +26,7 @@ def list_versions(name: str | None) -> Table:
     """
     client = registry_client()
     table = Table("model", "aliases", "made", "step", *SHOWN, "protocol", "gate", "run")
-    with answered("models:/" + (name or "")):
+    with answered(f"models:/{name}" if name else "registry list"):
         models = [client.get_registered_model(name)] if name else client.search_registered_models()
         for model in models:
             if model.name.endswith(SUFFIX):

@@ -41,7 +41,7 @@ class Postgres:
     @property
     def url(self) -> str:
         """As SQLAlchemy takes it."""
-        return f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql+psycopg2://{USER}@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> "Postgres":
         data = str(self.folder / "data")
