@@ -40,8 +40,8 @@ def answered(what: str) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         if any(f"code {code}" in str(error) for code in (401, 403)):
             raise UserError(
-                f"{what}: the registry at {mlflow.get_registry_uri()} refuses this user; check MLFLOW_TRACKING_USERNAME "
-                "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
+                f"{what}: the registry at {mlflow.get_registry_uri()} refuses this user; check "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN."
             ) from None
         raise UserError(
             f"{what}: not in the registry at {mlflow.get_registry_uri()} ({first_line(error)}); check the name, the "
