@@ -28,10 +28,9 @@ def measure_parity(
     with answered(uri_of(version)):
         model = mlflow.pyfunc.load_model(uri_of(version))
     table = model.predict(_request(images))
-    thresholds = dict(zip(spec.class_names, spec.calibration.thresholds, strict=True)) if spec.calibration else {}
     found = np.array(table["score"], dtype=np.float64)
     wanted = np.array([scores[name] for name in chosen])
-    limits = np.array([thresholds.get(name, np.inf) for name in table["class_name"]])
+    limits = np.array(table["threshold"], dtype=np.float64)
     flipped = int(np.sum((wanted > limits) != np.array(table["anomalous"], dtype=bool)))
     return Parity(len(chosen), float(np.max(np.abs(found - wanted) / np.maximum(np.abs(wanted), 1e-6))), flipped)
 

@@ -1,16 +1,16 @@
 """Finding versions in the registry, and their files."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fmad_dist.errors import UserError, first_line
+from fmad_dist.storage.scratch import passing_folder
 from fmad_dist.tracking.runs import connect
 
 PREFIX = "models:/"
+DIGEST_TAG = "fmad.detector_sha256"  # of detector.json, which has the digest of the weights
 
 
 def use_registry(uri: str | None) -> None:
@@ -99,11 +99,28 @@ def download_model(uri: str) -> Path:
     Raises:
         UserError: the registry has no such model or version, or cannot be reached.
     """
-    import atexit
-
     import mlflow
 
-    target = Path(tempfile.mkdtemp(prefix="fmad-model-"))
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    target = passing_folder("fmad-model-")
     with answered(uri):
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+
+
+def registered_digest(uri: str) -> tuple[str, str | None]:
+    """The URI with the version that an alias means now, and the SHA-256 that its `detector.json` had when it was
+    registered; None for versions without that tag and for models that are no registered version.
+
+    Raises:
+        UserError: the registry has no such model or version, or cannot be reached.
+    """
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    if not uri.startswith("models:"):
+        return uri, None
+    client = registry_client()
+    with answered(uri):
+        found = get_model_name_and_version(client, uri)
+        if len(found) == 1:  # models:/m-..., a logged model
+            return uri, None
+        version = client.get_model_version(*found)
+    return uri_of(version), version.tags.get(DIGEST_TAG)
