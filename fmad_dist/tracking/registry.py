@@ -1,14 +1,14 @@
 """Registered versions of the detector: an MLflow pyfunc model whose files are the detector folder itself."""
 
+import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import parse_config
 from fmad_dist.errors import UserError, first_line
+from fmad_dist.storage.scratch import passing_folder
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
 
@@ -22,6 +22,8 @@ EVALUATION_FILES = (
     "speed.json",
     "report.html",
 )
+
+DIGEST_TAG = "fmad.detector_sha256"
 
 
 def register_detector(detector: Path, config: RunConfig, run_id: str) -> str:
@@ -152,15 +154,36 @@ def download_model(uri: str) -> Path:
     Raises:
         UserError: the registry has no such model or version, or cannot be reached.
     """
-    import atexit
-
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    target = Path(tempfile.mkdtemp(prefix="fmad-model-"))
-    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    target = passing_folder("fmad-model-")
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    except (MlflowException, OSError) as error:
+        raise _not_there(uri, error) from None
+
+
+def registered_digest(uri: str) -> tuple[str, str | None]:
+    """The URI with the version that an alias means now, and the SHA-256 that its `detector.json` had when it was
+    registered; None for versions without that tag and for models that are no registered version.
+
+    Raises:
+        UserError: the registry has no such model or version, or cannot be reached.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    if not uri.startswith("models:"):
+        return uri, None
+    client = mlflow.MlflowClient()
+    try:
+        found = get_model_name_and_version(client, uri)
+        if len(found) == 1:  # models:/m-..., a logged model
+            return uri, None
+        name, version = found
+        return f"models:/{name}/{version}", client.get_model_version(name, version).tags.get(DIGEST_TAG)
     except (MlflowException, OSError) as error:
         raise _not_there(uri, error) from None
 
@@ -176,20 +199,22 @@ def _not_there(uri: str, error: Exception) -> UserError:
 
 def _log_model(detector: Path, name: str, run_id: str) -> str:
     import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.utils.logging_utils import disable_logging, enable_logging
 
-    size = json.loads((detector / "detector.json").read_text())["features"]["image_size"]
-    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))])
-    outputs = Schema([ColSpec("double", "score"), ColSpec("boolean", "anomalous"), ColSpec("string", "class_name")])
+    from fmad_dist.serving.signature import input_example, signature
+
     with mlflow.start_run(run_id=run_id):
         logged: Any = mlflow.pyfunc.log_model(
             name="detector",
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"detector": str(detector)},
-            signature=ModelSignature(inputs, outputs),
+            signature=signature(),
+            input_example=input_example(),
             pip_requirements=["fmad-dist"],
-            registered_model_name=name,
         )
-    return str(logged.registered_model_version)
+    digest = hashlib.sha256((detector / "detector.json").read_bytes()).hexdigest()
+    disable_logging()  # it would tell the terminal what `register_detector` returns
+    try:
+        return str(mlflow.register_model(logged.model_uri, name, tags={DIGEST_TAG: digest}).version)
+    finally:
+        enable_logging()

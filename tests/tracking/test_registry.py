@@ -1,5 +1,6 @@
 """Runs and models in a real MLflow on sqlite. One server and one registered detector for all tests: both are slow."""
 
+import base64
 import json
 import os
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,18 +121,26 @@ def test_a_registered_detector_is_the_trained_one(finished: Finished) -> None:
         assert torch.equal(found.thresholds, expected.thresholds)
 
 
-def test_mlflow_serves_the_same_scores(finished: Finished) -> None:
+def test_mlflow_loads_the_same_scores(finished: Finished) -> None:
     import mlflow
+    import pandas as pd
 
-    expected = Detector.load(finished.detector)(images())
+    from fmad_dist.images import open_image
+
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
-    table = model.predict(images().permute(0, 2, 3, 1).numpy())
-    assert table["score"].tolist() == expected.scores.double().tolist()
-    assert table["anomalous"].tolist() == expected.anomalous.tolist()
-    names = Detector.load(finished.detector).spec.class_names
-    assert table["class_name"].tolist() == [names[number] for number in expected.classes]
+    assert model.metadata.signature.inputs.input_names() == ["image"]
+    example = model.input_example["image"]
+    pixels = open_image(base64.b64decode(example[0]), "the example").convert("RGB").resize((64, 64))
+    expected = Detector.load(finished.detector)(
+        torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1)[None].contiguous()
+    )
+    table = model.predict(pd.DataFrame({"image": [example[0], "nothing"]}), params={"sensitivity": 1.0})
+    assert table["score"][0] == pytest.approx(expected.scores.item(), rel=1e-5)
+    assert table["class_name"][0] == f"toy/{expected.classes.item()}"
+    assert table["anomalous"].tolist() == [True, None]
+    assert "not base64" in table["error"][1]
     with pytest.raises(mlflow.exceptions.MlflowException):
-        model.predict(images()[:, :, :32, :32].permute(0, 2, 3, 1).numpy())
+        model.predict(pd.DataFrame({"picture": example}))
 
 
 def test_a_registered_model_holds_no_pickles(finished: Finished) -> None:
