@@ -1,6 +1,6 @@
 """Registered versions of the detector: an MLflow pyfunc model whose files are the detector folder itself."""
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from fmad_dist.config import RunConfig
 from fmad_dist.config_files import parse_config
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.registry.lineage import lineage_tags, write_lineage
+from fmad_dist.registry.versions import DIGEST_TAG
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
 
@@ -25,7 +26,8 @@ def register_detector(detector: Path, config: RunConfig, run_id: str) -> str:
         client = connect(tracking_uri(config))
         lineage = write_lineage(detector, config, run_id, client.get_run(run_id).data.tags)
         version = _log_model(detector, name, run_id)
-        for key, value in lineage_tags(lineage).items():
+        digest = hashlib.sha256((detector / "detector.json").read_bytes()).hexdigest()
+        for key, value in (lineage_tags(lineage) | {DIGEST_TAG: digest}).items():
             client.set_model_version_tag(name, version, key, value)
         client.set_registered_model_alias(name, "candidate", version)
     except (MlflowException, OSError) as error:
@@ -75,20 +77,22 @@ def tracked_run(run: Path) -> TrackedRun:
 
 def _log_model(detector: Path, name: str, run_id: str) -> str:
     import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.utils.logging_utils import disable_logging, enable_logging
 
-    size = json.loads((detector / "detector.json").read_text())["features"]["image_size"]
-    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))])
-    outputs = Schema([ColSpec("double", "score"), ColSpec("boolean", "anomalous"), ColSpec("string", "class_name")])
-    with mlflow.start_run(run_id=run_id):
-        logged: Any = mlflow.pyfunc.log_model(
-            name="detector",
-            python_model=str(Path(__file__).parents[1] / "tracking" / "pyfunc.py"),
-            artifacts={"detector": str(detector)},
-            signature=ModelSignature(inputs, outputs),
-            pip_requirements=["fmad-dist"],
-            registered_model_name=name,
-        )
+    from fmad_dist.serving.signature import input_example, signature
+
+    disable_logging()  # what it says about each step is not what the user asked for
+    try:
+        with mlflow.start_run(run_id=run_id):
+            logged: Any = mlflow.pyfunc.log_model(
+                name="detector",
+                python_model=str(Path(__file__).parents[1] / "serving" / "pyfunc.py"),
+                artifacts={"detector": str(detector)},
+                signature=signature(),
+                input_example=input_example(),
+                pip_requirements=["fmad-dist"],
+                registered_model_name=name,
+            )
+    finally:
+        enable_logging()
     return str(logged.registered_model_version)
