@@ -3,7 +3,6 @@
 An image's class is not asked for: it is inferred as the class whose mean feature vector is nearest.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,15 +64,10 @@ def _threshold(scores: np.ndarray, rate: float) -> float:
     quantile = float(np.quantile(scores, 1.0 - rate, method="higher"))
     if len(scores) < 2:
         return quantile
+    from scipy.special import stdtrit  # scipy.stats has the same, and takes seconds to import
+
     spread = float(scores.std(ddof=1)) * math.sqrt(1.0 + 1.0 / len(scores))
-    return max(quantile, float(scores.mean()) + _student(1.0 - rate, len(scores) - 1) * spread)
-
-
-@functools.cache
-def _student(share: float, degrees: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(share, degrees))
+    return max(quantile, float(scores.mean()) + float(stdtrit(len(scores) - 1, 1.0 - rate)) * spread)
 
 
 def _positive(margin: float, others: Sequence[float], threshold: float) -> float:

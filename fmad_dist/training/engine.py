@@ -6,6 +6,8 @@ already sharded stream again, and step a scheduler once per process.
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -96,8 +98,23 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
     zero["reduce_bucket_size"] = bucket_elements(sum(weight.numel() for weight in network.parameters()))
     _measure_norms_in_fp32()
-    prepared, _ = accelerator.prepare(network, optimizer)
+    with _nothing_else_compiled():
+        prepared, _ = accelerator.prepare(network, optimizer)
     return Engine(accelerator, prepared, compute_dtype(config))
+
+
+@contextmanager
+def _nothing_else_compiled() -> Iterator[None]:
+    """DeepSpeed compiles an optimizer that is not used here as soon as it is imported, which loads all of torch's
+    compiler: a sixth of the start-up of every process. The network's own compilation was asked for before."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _measure_norms_in_fp32() -> None:
