@@ -125,15 +125,14 @@ def test_mlflow_loads_the_same_scores(finished: Finished) -> None:
     import mlflow
     import pandas as pd
 
-    from fmad_dist.images import open_image
+    from fmad_dist.images import open_image, square_rgb
 
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert model.metadata.signature.inputs.input_names() == ["image"]
     example = model.input_example["image"]
-    pixels = open_image(base64.b64decode(example[0]), "the example").convert("RGB").resize((64, 64))
-    expected = Detector.load(finished.detector)(
-        torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1)[None].contiguous()
-    )
+    picture = square_rgb(open_image(base64.b64decode(example[0]), "the example"), 64, "the example")
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].contiguous()
+    expected = Detector.load(finished.detector)(pixels)
     table = model.predict(pd.DataFrame({"image": [example[0], "nothing"]}), params={"sensitivity": 1.0})
     assert table["score"][0] == pytest.approx(expected.scores.item(), rel=1e-5)
     assert table["class_name"][0] == f"toy/{expected.classes.item()}"
