@@ -31,7 +31,7 @@ from PIL import Image
 
 PORT = 5077
 ODD_SHARE = 0.3
-LARGE_SHARE = 0.02  # of requests: an image of 100 megapixels
+LARGE_SHARE = 0.05  # of requests: an image of 100 megapixels
 
 
 def main() -> None:

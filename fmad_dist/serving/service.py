@@ -1,8 +1,8 @@
 """What a served detector answers: one row per image, and a row with an error for one that cannot be scored."""
 
 import base64
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,16 @@ class Wishes:
 
 
 class Service:
-    """A detector that many threads may ask. Images are decoded and scored by one thread at a time, which bounds memory:
-    the largest image that is let in is held once, however many clients send one."""
+    """A detector that many threads may ask. One thread of its own decodes and scores, which bounds memory: the largest
+    image that is let in is held once, however many clients send one, and allocators and thread pools are not
+    multiplied by the number of the server's threads."""
 
     def __init__(self, detector: Detector, sources: Sources) -> None:
         self.detector = detector
         self.sources = sources
-        self._alone = threading.Lock()
+        # the backbone pads to its chunk, and requests are small
+        detector.backbone.chunk = 1 if detector.class_means.device.type == "cpu" else BATCH
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detector")
 
     def answer(self, images: Sequence[object], wishes: Wishes) -> list[dict[str, Any]]:
         """A row with `COLUMNS` per image, in order, and with `map` if it is wished for; what is not known is None.
@@ -57,7 +60,7 @@ class Service:
     def _chunk(
         self, detector: Detector, images: Sequence[object], names: Sequence[str], wishes: Wishes
     ) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [_row(wishes) for _ in images]
+        rows = [_row(wishes) for _ in images]
         files: list[bytes | None] = []
         for row, image, name in zip(rows, images, names, strict=True):
             try:
@@ -65,26 +68,31 @@ class Service:
             except UserError as error:
                 files.append(None)
                 row["error"] = str(error)
-        with self._alone:
-            pixels: list[np.ndarray] = []
-            for number, name in enumerate(names):
-                data, files[number] = files[number], None
-                if data is None:
-                    continue
-                try:
-                    picture = square_rgb(open_image(data, name), detector.image_size, name)
-                    pixels.append(np.asarray(picture))
-                except UserError as error:
-                    rows[number]["error"] = str(error)
-            readable = [row for row in rows if row["error"] is None]
-            if readable:
-                found = detector(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
-                _fill(readable, found, detector.spec.class_names, wishes)
+        self._worker.submit(_score, detector, files, names, rows, wishes).result()
         return rows
 
 
 def _row(wishes: Wishes) -> dict[str, Any]:
     return dict.fromkeys((*COLUMNS, "map") if wishes.maps else COLUMNS)
+
+
+def _score(
+    detector: Detector, files: list[bytes | None], names: Sequence[str], rows: list[dict[str, Any]], wishes: Wishes
+) -> None:
+    """Fill the rows of the files that are there."""
+    pixels: list[np.ndarray] = []
+    for number, name in enumerate(names):
+        data, files[number] = files[number], None  # encoded images can be large too
+        if data is None:
+            continue
+        try:
+            pixels.append(np.asarray(square_rgb(open_image(data, name), detector.image_size, name)))
+        except UserError as error:
+            rows[number]["error"] = str(error)
+    readable = [row for row in rows if row["error"] is None]
+    if readable:
+        found = detector(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+        _fill(readable, found, detector.spec.class_names, wishes)
 
 
 def _fill(rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequence[str], wishes: Wishes) -> None:
