@@ -59,3 +59,18 @@ def predict(
     typer.echo(f"{summary.num_images} images, {summary.num_anomalous} anomalous: {out}/{TABLE_NAME}")
     if summary.num_unreadable:
         raise UserError(f"{summary.num_unreadable} images could not be scored, first: {summary.first_error}")
+
+
+def view(
+    results: Annotated[str, typer.Argument(help="Folder or URL of a prediction or an evaluation.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="Converted dataset of an evaluation, to show its images; repeatable."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 = a free one.")] = 0,
+) -> None:
+    """Look through scored images in a browser, on this machine only; Ctrl-C ends it."""
+    from fmad_dist.view.results import open_results
+    from fmad_dist.view.server import serve
+
+    serve(open_results(results, source or ()), port, lambda url: typer.echo(f"{url}   (Ctrl-C ends)"))

@@ -75,7 +75,7 @@ def _images_of(url: str, one_of_several: bool, image_size: int) -> Iterator[Item
     store = Store(url)
     prefix = f"{file}/" if one_of_several else ""
     if store.exists(MANIFEST_NAME):
-        yield from _dataset_images(url, image_size)
+        yield from dataset_images(url, image_size)
         return
     for entry in store.entries():
         if entry.name.endswith(_PACKED):
@@ -123,11 +123,18 @@ def _is_image(member: str) -> bool:
     return base.endswith(IMAGE_SUFFIXES) and mask_number(base.partition(".")[2]) is None
 
 
-def _dataset_images(url: str, image_size: int) -> Iterator[Item]:
-    """All images of a converted dataset by sample id, in the rendition that a detector of this size takes."""
+def dataset_images(url: str, image_size: int | None = None) -> Iterator[Item]:
+    """All images of a converted dataset by sample id, as a detector of this size takes them; without a size as they
+    were published, where that is stored.
+
+    Raises:
+        UserError: there is no dataset, or it stores nothing that gives images of this size.
+    """
     dataset, folder = load_dataset(url), _lasting_url(Store(url))
-    stored = SampleReader(dataset, image_size)  # refuses what cannot give images of this size
+    original = (
+        dataset.manifest.rendition.original if image_size is None else not SampleReader(dataset, image_size).resized
+    )
     for row, sample_id in enumerate(dataset.sample_ids):
-        place = dataset.image_place(row, original=not stored.resized)
+        place = dataset.image_place(row, original)
         if place is not None:
             yield Item(sample_id, folder, place[0], place[1].offset, place[1].size)
