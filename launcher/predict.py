@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--name", help="what the record calls the model; default: --model")
     parser.add_argument("--source", required=True, action="append", help="folder, tar or converted dataset; repeatable")
     parser.add_argument("--out", required=True, help="folder for the table and pictures, which all nodes share")
-    parser.add_argument("--sensitivity", type=float, help="0 to 1; default as calibrated")
+    parser.add_argument("--sensitivity", type=float, default=0.5, help="0 to 1, 0.5 = as calibrated")
     parser.add_argument("--pictures", default="all", choices=("all", "anomalous", "none"))
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images before it is an error")
     parser.add_argument("--overwrite", action="store_true", help="remove another prediction in --out")

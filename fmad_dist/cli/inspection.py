@@ -17,9 +17,8 @@ def predict(
     out: Annotated[str, typer.Option("--out", help="Folder or URL for scores.parquet, maps/ and overlays/.")],
     processes: Processes = 0,
     sensitivity: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Higher finds more and errs more; default 0.5, as calibrated."),
-    ] = None,
+        float, typer.Option(min=0.0, max=1.0, help="Higher finds more and errs more; 0.5 = as calibrated.")
+    ] = 0.5,
     pictures: Annotated[str, typer.Option(help="Whose heat maps and overlays to write: all, anomalous, none.")] = "all",
     max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Unreadable images before it is an error.")] = 100,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove another prediction that is in --out.")] = False,
@@ -51,8 +50,8 @@ def predict(
         run_prediction(str(folder), options, World())
     else:
         arguments = ["--model", str(folder), "--name", name, "--out", out, "--pictures", pictures]
-        arguments += ["--max-bad", str(max_bad)] + (["--overwrite"] if overwrite else [])
-        arguments += [] if sensitivity is None else ["--sensitivity", str(sensitivity)]
+        arguments += ["--sensitivity", str(sensitivity), "--max-bad", str(max_bad)]
+        arguments += ["--overwrite"] if overwrite else []
         arguments += [word for url in source for word in ("--source", url)]
         launch("predict.py", arguments, count)
     summary = summarise(read_parquet(Store(out).read(TABLE_NAME)))

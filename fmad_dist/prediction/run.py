@@ -45,6 +45,7 @@ BATCH = {"cpu": 8, "cuda": 64}
 MAX_SHARDS = 1024  # enough for every rank to have some, and few files
 READERS = 4  # threads
 MAX_BAD = 100
+AS_CALIBRATED = 0.5  # sensitivity in [0, 1]
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
@@ -55,7 +56,7 @@ class PredictionOptions:
     sources: Sequence[str]
     out: str
     name: str = ""
-    sensitivity: float | None = None  # None: as calibrated
+    sensitivity: float = AS_CALIBRATED
     pictures: Pictures = Pictures.ALL
     max_bad: int = MAX_BAD
     overwrite: bool = False
@@ -80,7 +81,7 @@ def predict(detector: Detector, options: PredictionOptions, world: World) -> Pre
     if world.device.type == "cpu":
         torch.set_num_threads(1)
     detector.place(world.device)
-    if options.sensitivity is not None:
+    if options.sensitivity != AS_CALIBRATED:
         detector = detector.with_sensitivity(options.sensitivity)
     items: list[Item] = broadcast_object(_find(options, detector.image_size) if world.is_main else None, 0)
     batch = BATCH[world.device.type]
@@ -132,7 +133,7 @@ def _identity(
     spec = detector.spec.model_dump(mode="json")
     facts = {
         "weights": detector.spec.weights_sha256[:12],
-        "sensitivity": "as calibrated" if options.sensitivity is None else f"{options.sensitivity:g}",
+        "sensitivity": f"{options.sensitivity:g}",
         "images": f"{len(items)} ({listing.hexdigest()[:12]})",
         "pictures": options.pictures.value,
     }

@@ -72,10 +72,14 @@ def open_results(url: str, sources: Sequence[str] = ()) -> ScoredImages:
         UserError: there are none, or they are damaged.
     """
     store = Store(url)
-    if store.exists(TABLE_NAME):
-        return Prediction(store)
-    if store.exists(SCORES_NAME) and store.exists(RESULTS_NAME):
-        return Evaluation(store, sources)
+    name = next((one for one in (TABLE_NAME, RESULTS_NAME) if store.exists(one)), None)
+    try:
+        if name is not None:
+            return Prediction(store) if name == TABLE_NAME else Evaluation(store, sources)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{store.url_of(name)}: not results of this version ({first_line(error)}).") from None
     raise UserError(
         f"{store.url}: holds no finished results ({TABLE_NAME} or {RESULTS_NAME}); give the --out of `fmad predict` or "
         "of `fmad evaluate`."
@@ -87,14 +91,9 @@ class Prediction(ScoredImages):
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        try:
-            table = read_parquet(store.read(TABLE_NAME)).to_pydict()
-            self._places = list(zip(table["url"], table["start"], table["num_bytes"], strict=True))
-            self.columns = self._columns(table)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{store.url_of(TABLE_NAME)}: not the table of a prediction ({first_line(error)}); predict again."
-            ) from None
+        table = read_parquet(store.read(TABLE_NAME)).to_pydict()
+        self._places = list(zip(table["url"], table["start"], table["num_bytes"], strict=True))
+        self.columns = self._columns(table)
 
     def _columns(self, table: dict[str, list[Any]]) -> Columns:
         stamp = read_stamp(self.store)

@@ -142,7 +142,7 @@ def test_what_is_no_table_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished results"):
         open_results(str(tmp_path / "missing"))
     (tmp_path / "scores.parquet").write_bytes(b"none")
-    with pytest.raises(UserError, match=r"scores\.parquet: not the table of a prediction"):
+    with pytest.raises(UserError, match=r"scores\.parquet: not results of this version"):
         open_results(str(tmp_path))
 
 
