@@ -66,10 +66,11 @@ def view(
         list[str] | None,
         typer.Option("--source", help="Converted dataset of an evaluation, to show its images; repeatable."),
     ] = None,
+    maps: Annotated[str | None, typer.Option("--maps", help="What an evaluation was given as --maps.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 = a free one.")] = 0,
 ) -> None:
     """Look through scored images in a browser, on this machine only; Ctrl-C ends it."""
-    from fmad_dist.view.results import open_results
+    from fmad_dist.view.folders import open_results
     from fmad_dist.view.server import serve
 
-    serve(open_results(results, source or ()), port, lambda url: typer.echo(f"{url}   (Ctrl-C ends)"))
+    serve(open_results(results, source or (), maps), port, lambda url: typer.echo(f"{url}   (Ctrl-C ends)"))

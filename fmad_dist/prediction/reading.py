@@ -32,11 +32,10 @@ def load(item: Item, size: int) -> Loaded:
     """Raises:
     UserError: the storage is away or refuses; that an image is damaged or gone is its own `error` and stops nothing.
     """
-    store = _store(item.folder)
     try:
-        data = store.read_range(item.file, item.start, item.start + item.num_bytes)
+        data = read_bytes(item)
     except UserError as error:
-        if not _concerns_one_file(error, store):
+        if not _concerns_one_file(error, _store(item.folder)):
             raise
         return Loaded(item, None, str(error))
     where = item.url if item.url.endswith(item.name.rpartition("/")[2]) else f"{item.url} ({item.name})"
@@ -44,6 +43,15 @@ def load(item: Item, size: int) -> Loaded:
         return Loaded(item, np.asarray(square_rgb(open_image(data, where), size, where)))
     except UserError as error:
         return Loaded(item, None, str(error))
+
+
+def read_bytes(item: Item) -> bytes:
+    """Still encoded; fewer than it should have if its file was cut.
+
+    Raises:
+        UserError: the file is gone, or the storage is away or refuses.
+    """
+    return _store(item.folder).read_range(item.file, item.start, item.start + item.num_bytes)
 
 
 @lru_cache(maxsize=64)

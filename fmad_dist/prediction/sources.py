@@ -6,7 +6,7 @@ An image is a byte range of a file, whatever the source, so everything that foll
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fmad_dist.errors import UserError, first_line
@@ -92,22 +92,32 @@ def _lasting_url(store: Store) -> str:
 
 
 def tar_images(store: Store, file: str, called: str) -> Iterator[Item]:
-    """The images of a plain tar, without the masks beside them; only headers are read where the storage can seek.
+    """The images of a plain tar, without the masks beside them, called `<called>/<member>`.
 
     Raises:
-        UserError: it is no tar, is cut or damaged, or has an image that is only a link.
+        UserError: it is no tar, is cut or damaged, or has a link or a sparse file.
     """
-    where = store.url_of(file)
+    for member in tar_members(store, file):
+        if _is_image(member.name):
+            # what is absolute stays so, and is refused
+            yield replace(member, name=member.name if member.name.startswith("/") else f"{called}/{member.name}")
+
+
+def tar_members(store: Store, file: str) -> Iterator[Item]:
+    """The files in a plain tar by their own names; only headers are read where the storage can seek.
+
+    Raises:
+        UserError: it is no tar, is cut or damaged, or has a link or a sparse file.
+    """
+    where, folder = store.url_of(file), _lasting_url(store)
     with closing(store.open(file)) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
-                    if _is_image(member.name) and not member.isdir():
-                        if not member.isreg() or member.issparse():
-                            raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
-                        name = member.name.removeprefix("./")
-                        separator = "" if name.startswith("/") else f"{called}/"  # what is absolute is refused as such
-                        yield Item(f"{separator}{name}", _lasting_url(store), file, member.offset_data, member.size)
+                    if member.isfile() and not member.issparse():
+                        yield Item(member.name.removeprefix("./"), folder, file, member.offset_data, member.size)
+                    elif not member.isdir():
+                        raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
                     tar.members = []  # they would pile up
                 stream.seek(tar.offset)
                 if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes damage for the end

@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 from fmad_dist.errors import UserError
 from fmad_dist.prediction.sources import dataset_images
 from fmad_dist.storage import Store
+from fmad_dist.view.folders import open_results
 from fmad_dist.view.pictures import Cache, Picture
-from fmad_dist.view.results import open_results, page_data
+from fmad_dist.view.results import page_data
 from fmad_dist.view.server import make_app
 
 OWN = "http://127.0.0.1:8000"
