@@ -8,6 +8,7 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -101,4 +102,5 @@ def serve(results: ScoredImages, port: int, announce: Callable[[str], None]) -> 
         listening.listen()
         announce(f"http://{ADDRESS}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(make_app(results), log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
