@@ -6,7 +6,6 @@ readers resize it by the rules of a conversion.
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from PIL import Image
 
 from data_tools.counts import count_classes
 from data_tools.fingerprint import IMAGE_RESAMPLE
@@ -22,7 +20,7 @@ from data_tools.readers.source import check_dataset_name
 from data_tools.records import LINE_COLUMN, ROW_SCHEMA
 from data_tools.sealing import Existing, finish_manifest, put_manifest
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.images import IMAGE_SUFFIXES, decoding
+from fmad_dist.images import IMAGE_SUFFIXES, open_header
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
 from fmad_dist.stream.foreign_tars import SPLITS, Facts, TarStream, marks_defect, mask_number, split_of_tar
@@ -170,8 +168,7 @@ def _place(groups: dict[str, _Group], member: str, offset: int, data: bytes, whe
     elif f".{extension}" in IMAGE_SUFFIXES:
         if group.image is not None:
             raise UserError(f"{where}: {key} has two images ({group.image_name} and {member}); keep one of them.")
-        with decoding(f"{where} {member}"), Image.open(io.BytesIO(data)) as image:
-            group.size = image.size
+        group.size = open_header(data, f"{where} {member}").size
         group.image, group.image_name = Span(offset, len(data), hashlib.sha256(data).hexdigest()), member
     elif extension == "json":
         group.facts = Facts.parse(data, f"{where} {member}")

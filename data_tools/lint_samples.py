@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from data_tools.members import XYZ_EXTENSION
 from data_tools.near_duplicates import Fingerprints
-from fmad_dist.errors import first_line
+from fmad_dist.errors import UserError, first_line
+from fmad_dist.images import open_image
 from fmad_dist.stream.manifest import Sample, Span
 
 
@@ -166,7 +166,6 @@ def _check_facts(sample: Sample, member: Member | None) -> Iterator[str]:
 def _decoded(member: Member) -> np.ndarray | str:
     """The pixels, or what is wrong with the bytes."""
     try:
-        with Image.open(io.BytesIO(member.data)) as image:
-            return np.asarray(image)
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        return f"{member.name}: cannot be decoded ({first_line(error)})"
+        return np.asarray(open_image(member.data, member.name))
+    except UserError as error:
+        return str(error)

@@ -17,7 +17,7 @@ from PIL import Image
 from data_tools.pointclouds import resized_xyz
 from data_tools.readers.source import MaskMeaning, SourceImage
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.images import decoding, open_image, square_rgb
+from fmad_dist.images import open_header, open_image, square_rgb
 from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
 from fmad_dist.stream.manifest import MaskSemantics
 
@@ -106,8 +106,7 @@ def read_bytes(path: Path) -> bytes:
 
 def header_size(data: bytes, path: Path) -> tuple[int, int]:
     """(width, height) from the file's header, without decoding it."""
-    with decoding(path), Image.open(io.BytesIO(data)) as image:
-        return image.size
+    return open_header(data, path).size
 
 
 def check_mask_size(path: Path, mask: tuple[int, int], image: tuple[int, int], what: str = "mask") -> None:

@@ -1,6 +1,13 @@
-"""Decoding and resizing of input images: the one way, used when shards are made and when images are predicted."""
+"""Decoding and resizing of input images: the one way, used when shards are made and when images are predicted.
+
+Pixels are taken as stored: EXIF orientation is ignored, because masks are drawn on the stored grid. Of TIFF files with
+several pages and of MPO the first picture counts; animations are refused, because nobody said which frame is the
+product. Colours of CMYK and YCCK are converted without profiles. 16-bit colours keep their high byte (Pillow).
+"""
 
 import io
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,32 +17,79 @@ from PIL import Image
 from fmad_dist.errors import UserError, first_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")  # of others, EPS starts a program to decode
+MAX_PIXELS = 2**27  # 134 megapixels, 400 MB as RGB; FMAD_MAX_PIXELS replaces it
+
+# what a strange file makes Pillow say is about nothing the user can change; a size above the limit is no warning
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def max_pixels() -> int:
+    """Pixels an image may have, from FMAD_MAX_PIXELS where that is set.
+
+    Raises:
+        UserError: it is no positive number.
+    """
+    text = os.environ.get("FMAD_MAX_PIXELS", str(MAX_PIXELS))
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"FMAD_MAX_PIXELS: {text!r} is not a number of pixels, such as {MAX_PIXELS}.")
+    return int(text)
 
 
 def open_image(data: bytes, where: object) -> Image.Image:
     """The completely decoded image in its own mode.
 
     Raises:
-        UserError: the bytes are no image or end too early; the sentence names `where`.
+        UserError: what `open_header` refuses, or the bytes end too early.
     """
+    image = open_header(data, where)
     with decoding(where):
-        image = Image.open(io.BytesIO(data))
         image.load()
-        return image
+    return image
+
+
+def open_header(data: bytes, where: object) -> Image.Image:
+    """The image with its size and mode, before any pixel is decoded or has memory.
+
+    Raises:
+        UserError: the bytes are no image, are animated or have more than `max_pixels()` pixels; the sentence names
+            `where`.
+    """
+    limit = max_pixels()
+    Image.MAX_IMAGE_PIXELS = limit  # Pillow looks at it in places that are not seen from here
+    with decoding(where):
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise _too_large(where, limit) from None
+        if image.width * image.height > limit:
+            raise _too_large(where, limit)
+        if image.format in ("PNG", "GIF", "WEBP") and getattr(image, "is_animated", False):
+            raise UserError(f"{where}: is animated; save the frame that is to be inspected as an image of its own.")
+    return image
+
+
+def _too_large(where: object, limit: int) -> UserError:
+    return UserError(
+        f"{where}: has more than {limit / 1e6:.0f} megapixels; make it smaller, or set FMAD_MAX_PIXELS to more."
+    )
 
 
 def to_rgb(image: Image.Image, where: object) -> Image.Image:
     """8-bit RGB. 16-bit greys keep their full range (value / 257), so exposure stays comparable between images."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(f"{where}: pixel values outside 16 bit; save it as an 8- or 16-bit image.")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+        rounded = (values.astype(np.uint32) + 128) // 257
+        return Image.fromarray(rounded.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise UserError(f"{where}: floating-point pixels have no known range; save it as an 8- or 16-bit image.")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    with decoding(where):  # not every mode has a way to RGB
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square_rgb(image: Image.Image, size: int, where: object) -> Image.Image:
@@ -49,7 +103,17 @@ def decoding(where: object) -> Iterator[None]:
     """Turns whatever a decoder raises on damaged bytes into a `UserError` that names the file."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{where}: cannot be decoded as an image ({first_line(error)}); it may be truncated, replace it."
         ) from error
+
+
+def level_png(levels: np.ndarray) -> bytes:
+    """A 16-bit grey PNG of a map on the normalised scale [H, W], 32768 = the threshold; 0 where there is no level."""
+    grey = np.nan_to_num(np.clip(levels.astype(np.float64) * 65536.0, 0.0, 65535.0)).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -22,6 +22,7 @@ from fmad_dist.stream.mixture import Mixture
 if TYPE_CHECKING:
     from fmad_dist.detector import Detector
     from fmad_dist.features.backbones import Backbone
+    from fmad_dist.scoring.calibration import Calibration
 
 settings.register_profile("shared-machine", deadline=None, max_examples=50)  # a busy machine is not a failure
 settings.load_profile("shared-machine")
@@ -124,15 +125,23 @@ def tiny_detector(_shared_detector: "Detector") -> "Detector":
     return copy.deepcopy(_shared_detector)
 
 
+def calibration_of(thresholds: Sequence[float], false_alarm_rate: float = 0.01) -> "Calibration":
+    """Margins of 0.5 and a threshold of 1.5 for all classes."""
+    from fmad_dist.scoring.calibration import Calibration
+
+    count = len(thresholds)
+    return Calibration(tuple(thresholds), (0.5,) * count, (4,) * count, 1.5, 0.5, false_alarm_rate)
+
+
 def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes: object) -> "Detector":
     """A detector of as many classes as `thresholds`; `changes` replace fields of its specification."""
     import torch
 
     from fmad_dist.config import FeatureConfig
-    from fmad_dist.detector import Detector, DetectorSpec
+    from fmad_dist.detector import Detector
+    from fmad_dist.detector_files import DetectorSpec
     from fmad_dist.evaluation.protocol import Protocol
     from fmad_dist.networks.dit import DiTSpec
-    from fmad_dist.scoring.calibration import Calibration
     from fmad_dist.scoring.config import InversionConfig
 
     spec = backbone.spec
@@ -147,7 +156,7 @@ def build_detector(backbone: "Backbone", thresholds: Sequence[float], **changes:
         "manifest_digests": {"toy": "1" * 64},
         "licences": {"toy": "CC0"},
         "train_step": 10,
-        "calibration": Calibration(tuple(thresholds), (4,) * len(thresholds), 0.01),
+        "calibration": calibration_of(thresholds),
     }
     detector = Detector(DetectorSpec(**(fields | changes)))
     detector.backbone.load_state_dict(backbone.state_dict())

@@ -1,5 +1,8 @@
+import hashlib
+import io
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fmad_dist.detector import SPEC_NAME, WEIGHTS_NAME, Detections, Detector, locate_detector
+from fmad_dist.detector import Detections, Detector
+from fmad_dist.detector_files import SPEC_NAME, WEIGHTS_NAME, locate_detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.scoring.calibration import Calibration
 from fmad_dist.scoring.config import InversionConfig, ReconstructionConfig, ScorerConfig
+from fmad_dist.storage import Store
 
 SIDE = 64
 MakeDetector = Callable[..., Detector]
@@ -42,10 +47,24 @@ def refusal(source: str | Path) -> str:
     return str(caught.value)
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], object], sign: bool = True) -> None:
+    """As somebody would who may write both files, or without knowing of the digest."""
     spec = json.loads((folder / SPEC_NAME).read_text())
     change(spec)
+    if sign:
+        del spec["spec_sha256"]
+        spec["spec_sha256"] = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
     (folder / SPEC_NAME).write_text(json.dumps(spec))
+
+
+class Payload:
+    """What unpickling would make a file of."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
 
 
 def test_detections_have_the_stated_form(tiny_detector: Detector) -> None:
@@ -120,10 +139,51 @@ def test_without_calibration_nothing_is_anomalous(make_detector: MakeDetector) -
     found = make_detector((1.0, 2.0), calibration=None)(images())
     assert found.thresholds.tolist() == [INFINITE] * 3
     assert not found.anomalous.any()
+    assert found.normalised.isnan().all()
+    assert found.relative_maps.isnan().all()
+
+
+def test_scores_and_maps_share_a_scale(make_detector: MakeDetector) -> None:
+    """Half at the threshold: of an image whose own score is the threshold, and of every pixel of a map."""
+    plain = make_detector((1.0,))(images(6))
+    limit = plain.scores.sort().values[3].item()
+    found = make_detector((limit,))(images(6))
+    assert found.normalised[found.scores == limit].tolist() == [0.5]
+    assert (found.anomalous == (found.normalised > 0.5)).all()
+    assert torch.equal(found.scores.argsort(), found.normalised.argsort())
+    assert found.relative_maps.shape == found.maps.shape
+    assert torch.equal(found.relative_maps > 0.5, found.maps > limit)
+    assert 0.0 <= found.relative_maps.min() < found.relative_maps.max() <= 1.0
+
+
+def test_sensitivity_moves_decisions_alone(make_detector: MakeDetector) -> None:
+    detector = make_detector((1.0,))
+    detector = make_detector((detector(images(6)).scores.median().item(),))
+    usual = detector(images(6))
+    counts = []
+    for sensitivity in (0.0, 0.4, 0.5, 0.6, 1.0):
+        found = detector.with_sensitivity(sensitivity)(images(6))
+        assert torch.equal(found.normalised, usual.normalised)
+        assert torch.equal(found.relative_maps, usual.relative_maps)
+        assert torch.equal(found.anomalous, found.scores > found.thresholds)
+        assert torch.equal(found.anomalous, found.normalised > 1.0 - sensitivity)
+        counts.append(int(found.anomalous.sum()))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, 6)
+    assert_equal(detector(images(6)), usual)  # it was another detector
+    with pytest.raises(UserError, match="sensitivity 2"):
+        detector.with_sensitivity(2.0)
+
+
+def test_one_threshold_for_all_classes(tiny_detector: Detector) -> None:
+    found = tiny_detector.with_threshold("global").with_sensitivity(0.25)(images())
+    assert found.midpoints.tolist() == [1.5] * 3
+    assert found.thresholds.tolist() == [2.0] * 3
+    assert set(tiny_detector(images()).thresholds.tolist()) <= {1.0, 2.0}
 
 
 def test_calibration_arrives(tiny_detector: Detector, tmp_path: Path) -> None:
-    calibration = Calibration((0.25, math.inf), (3, 0), 0.02)
+    calibration = Calibration((0.25, math.inf), (0.1, 0.2), (3, 0), 0.5, 0.3, 0.02)
     assert tiny_detector.calibrated(calibration) is tiny_detector
     tiny_detector.save(tmp_path)
     loaded = Detector.load(tmp_path)
@@ -181,11 +241,59 @@ def test_a_damaged_description_is_refused(saved: Path, content: bytes) -> None:
     assert f"{saved / SPEC_NAME}: not a readable detector" in refusal(saved)
 
 
-def test_a_description_of_another_version_is_refused(saved: Path) -> None:
-    edit(saved, lambda spec: spec.update(format="fmad-detector/99"))
+@pytest.mark.parametrize("number", [1, 99])
+def test_a_description_of_another_version_is_refused(saved: Path, number: int) -> None:
+    edit(saved, lambda spec: spec.update(format=f"fmad-detector/{number}"))
     message = refusal(saved)
-    assert SPEC_NAME in message
-    assert "format" in message
+    assert f"{saved / SPEC_NAME}: its format is fmad-detector/{number}" in message
+    assert "fmad export" in message
+
+
+@pytest.mark.parametrize("key", ["calibration", "seed", "weights_sha256"])
+def test_a_changed_description_is_refused(saved: Path, key: str) -> None:
+    changes: dict[str, Any] = {"calibration": None, "seed": 4, "weights_sha256": "0" * 64}
+    edit(saved, lambda spec: spec.update({key: changes[key]}), sign=False)
+    assert f"{saved / SPEC_NAME}: changed after it was written" in refusal(saved)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_pickle_in_place_of_the_weights_is_not_opened(
+    saved: Path, tmp_path: Path, signed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fmad_dist.cli import main
+
+    for write in (lambda path, what: path.write_bytes(pickle.dumps(what)), lambda path, what: torch.save(what, path)):
+        write(saved / WEIGHTS_NAME, {"network": Payload(tmp_path / "executed")})
+        if signed:
+            digest = hashlib.sha256((saved / WEIGHTS_NAME).read_bytes()).hexdigest()
+            edit(saved, lambda spec, digest=digest: spec.update(weights_sha256=digest))
+        with pytest.raises(SystemExit) as caught:
+            main(["predict", "--model", str(saved), "--source", str(tmp_path), "--out", str(tmp_path / "out")])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert f"{saved / WEIGHTS_NAME}: not readable weights" in said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "executed").exists()
+    torch.load(io.BytesIO((saved / WEIGHTS_NAME).read_bytes()), weights_only=False)
+    assert (tmp_path / "executed").exists()  # so it was a pickle that runs code
+
+
+@pytest.mark.parametrize("below", ["", "/detector"])
+def test_detectors_at_urls_are_found(saved: Path, tiny_detector: Detector, below: str) -> None:
+    url = f"memory://{saved.parent.name}{below.replace('/', '-')}"
+    for path in saved.iterdir():
+        Store(url + below).write(path.name, path.read_bytes())
+    expected = tiny_detector(images())
+    for source in (url, saved.as_uri(), f"{url}/"):
+        assert_equal(Detector.load(source)(images()), expected)
+    Store(url + below).write(WEIGHTS_NAME, b"x" * 100)
+    message = refusal(url)
+    assert message.startswith(f"{url}/{WEIGHTS_NAME}: not readable weights")
+
+
+@pytest.mark.parametrize("url", ["memory://nothing/here", "file:///nothing/here", "nosuch://x"])
+def test_a_url_without_a_detector_is_named(url: str) -> None:
+    assert url in refusal(url)
 
 
 def test_the_bad_field_of_a_description_is_named(saved: Path) -> None:
@@ -243,7 +351,7 @@ def test_a_failed_save_leaves_the_old_detector(
         raise OSError(28, "No space left on device")
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    tiny_detector.calibrated(Calibration((9.0, 9.0), (1, 1), 0.1))
+    tiny_detector.calibrated(Calibration((9.0, 9.0), (1.0, 1.0), (1, 1), 9.0, 1.0, 0.1))
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         tiny_detector.save(saved)

@@ -1,4 +1,8 @@
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fmad_dist.errors import UserError
-from fmad_dist.images import open_image, square_rgb, to_rgb
+from fmad_dist.images import level_png, open_header, open_image, square_rgb, to_rgb
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -40,11 +44,107 @@ def test_text_is_no_image() -> None:
         open_image(b"hello", "a.png")
 
 
-def test_a_picture_bomb_is_a_bad_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
+    """A header and nothing that could fill the pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, [*chunks, (b"IEND", b"")]))
+
+
+def chunk(part: tuple[bytes, bytes]) -> bytes:
+    kind, data = part
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest has filters of its own
+@pytest.mark.parametrize("size", [(12000, 12000), (20000, 20000), (2**31 - 1, 2**31 - 1)])
+def test_a_picture_bomb_is_refused_by_its_header(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("pixels were allocated"))
+    for look in (open_image, open_header):
+        with pytest.raises(UserError, match=r"^huge\.png: has more than 134 megapixels.*FMAD_MAX_PIXELS"):
+            look(empty_png(*size), "huge.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_limit_of_pixels_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(NOISE))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="huge"):
-        open_image(data, "huge.png")
+    monkeypatch.setenv("FMAD_MAX_PIXELS", "600")
+    assert open_image(data, "x").size == (30, 20)
+    for limit in ("599", "250"):
+        monkeypatch.setenv("FMAD_MAX_PIXELS", limit)
+        with pytest.raises(UserError, match=r"^a\.png: has more than 0 megapixels"):
+            open_image(data, "a.png")
+    monkeypatch.setenv("FMAD_MAX_PIXELS", "300000000")
+    assert open_header(empty_png(16000, 16000), "x").size == (16000, 16000)
+    monkeypatch.setenv("FMAD_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="FMAD_MAX_PIXELS: 'many'"):
+        open_image(data, "a.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP"])
+def test_animations_are_refused(kind: str) -> None:
+    frames = [Image.fromarray(np.roll(NOISE, shift, axis=1)) for shift in (0, 5)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format=kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"^belt\.png: is animated; save the frame"):
+        open_image(buffer.getvalue(), "belt.png")
+    assert open_image(encoded(frames[0], kind), "x").size == (30, 20)
+
+
+def test_the_first_page_of_a_tiff_counts() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(NOISE).save(buffer, format="TIFF", save_all=True, append_images=[Image.new("RGB", (3, 3))])
+    np.testing.assert_array_equal(rgb_of(open_image(buffer.getvalue(), "x")), NOISE)
+
+
+def test_16_bit_colours_keep_their_high_byte() -> None:
+    values = np.array([[[0, 255, 256], [65535, 32768, 511]]], ">u2")
+    row = zlib.compress(b"\0" + values.tobytes())
+    data = empty_png(2, 1, depth=16).replace(chunk((b"IDAT", zlib.compress(b""))), chunk((b"IDAT", row)))
+    assert rgb_of(open_image(data, "x")).tolist() == [[[0, 0, 1], [255, 128, 1]]]
+
+
+def test_print_colours_are_converted() -> None:
+    inks = Image.merge("CMYK", [Image.new("L", (16, 16), ink) for ink in (0, 255, 255, 0)])
+    assert np.abs(rgb_of(open_image(encoded(inks, "JPEG"), "x")).astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_pixels_are_taken_as_stored() -> None:
+    """Masks are drawn on the stored grid."""
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    Image.fromarray(NOISE).save(buffer, format="PNG", exif=exif)
+    np.testing.assert_array_equal(rgb_of(open_image(buffer.getvalue(), "x")), NOISE)
+
+
+def test_what_has_no_way_to_rgb_is_refused() -> None:
+    with pytest.raises(UserError, match=r"grey\.tif: cannot be decoded.*La"):
+        to_rgb(Image.new("La", (4, 4)), "grey.tif")  # premultiplied alpha
+
+
+def test_formats_that_run_programs_are_unknown() -> None:
+    with pytest.raises(UserError, match="cannot be decoded"):
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "x.png")
+
+
+def test_nothing_is_said_on_the_terminal(tmp_path: Path) -> None:
+    """Not even about sizes that Pillow would warn of, or damaged metadata."""
+    (tmp_path / "0").write_bytes(empty_png(12000, 12000))
+    (tmp_path / "1").write_bytes(empty_png(9600, 9600))
+    (tmp_path / "2").write_bytes(encoded(Image.fromarray(NOISE), "TIFF")[:-40])
+    script = (
+        "import sys, pathlib\nfrom fmad_dist.images import open_image\nfor name in sys.argv[1:]:\n"
+        "    try: open_image(pathlib.Path(name).read_bytes(), name)\n    except ValueError as error: print(error)\n"
+    )
+    names = [str(tmp_path / name) for name in "012"]
+    done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr == ""
+
+
+def test_levels_become_16_bit_grey() -> None:
+    levels = np.array([[0.0, 0.25, 0.5, 1.0, np.nan]])
+    assert np.asarray(Image.open(io.BytesIO(level_png(levels)))).tolist() == [[0, 16384, 32768, 65535, 0]]
 
 
 def test_grey_becomes_three_equal_channels() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fmad_dist.bench.config import BenchConfig, Tree
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import dump_config, parse_config
-from fmad_dist.detector import SPEC_NAME, DetectorSpec, locate_detector, read_spec
+from fmad_dist.detector_files import SPEC_NAME, DetectorSpec, locate_detector, read_spec
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store, use_endpoint
 from fmad_dist.stream.manifest import Manifest, load_manifest

@@ -10,7 +10,7 @@ from typing import Literal
 from fmad_dist.bench.config import BenchConfig
 from fmad_dist.bench.parts import Part
 from fmad_dist.comparison.run import comparison_key
-from fmad_dist.detector import SPEC_NAME, DetectorSpec, check_intact
+from fmad_dist.detector_files import SPEC_NAME, DetectorSpec, check_intact
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.partial import FOLDER as PARTIAL
 from fmad_dist.evaluation.partial import evaluation_key

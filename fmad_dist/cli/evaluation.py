@@ -48,7 +48,7 @@ def evaluate(
     When it is killed, the same command goes on with the images that were not scored yet.
     """
     from fmad_dist.config_files import override_scorer
-    from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.detector_files import locate_detector, read_spec
     from fmad_dist.evaluation.protocol import named_protocol
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
@@ -101,7 +101,7 @@ def compare(
 
     from fmad_dist.comparison.choice import choose
     from fmad_dist.comparison.peers import choose_peers
-    from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.detector_files import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
 
     if model is not None:

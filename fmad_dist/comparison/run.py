@@ -14,7 +14,8 @@ from fmad_dist.comparison.peers import PeerConfig, check_peers, choose_peers
 from fmad_dist.comparison.table import FILES, Row, write_comparison
 from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.config import RunConfig
-from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.detector import Detector
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.evaluator import merge_states, own_test_batches, scored_images
 from fmad_dist.evaluation.state import EvaluationState

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fmad_dist.comparison.peers import PEER_MARK
-from fmad_dist.detector import DetectorSpec
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.evaluation.report.benchmark import benchmark_grids, benchmark_tables, measured_row
 from fmad_dist.evaluation.report.grid import markdown
 from fmad_dist.evaluation.report.published import ComparedRow, Origin, published_rows

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fmad_dist.detector import DetectorSpec
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.state import EvaluationState

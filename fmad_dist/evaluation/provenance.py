@@ -3,7 +3,8 @@
 import json
 
 from fmad_dist.code_version import code_version
-from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.detector import Detector
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.networks.build import describe_network
 from fmad_dist.stream.mixture import Mixture
 
@@ -31,5 +32,5 @@ def provenance(detector: Detector, mixture: Mixture, model: str) -> dict[str, st
 
 def configuration(spec: DetectorSpec) -> str:
     """The detector's settings as JSON: `detector.json` without what the facts say and without the calibration."""
-    left_out = {"manifest_digests", "licences", "class_names", "calibration", "weights_sha256"}
+    left_out = {"manifest_digests", "licences", "class_names", "calibration", "weights_sha256", "spec_sha256"}
     return json.dumps(spec.model_dump(mode="json", exclude=left_out), indent=2)

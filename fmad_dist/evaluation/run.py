@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fmad_dist.config_files import override_scorer
-from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.detector import Detector
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
 from fmad_dist.evaluation.map_files import MapFiles
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key

@@ -13,7 +13,7 @@ from datetime import datetime
 from torch import Tensor
 
 from fmad_dist.config import RunConfig
-from fmad_dist.detector import SPEC_NAME
+from fmad_dist.detector_files import SPEC_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
 from fmad_dist.training.checkpoint import Checkpoint, Checkpoints, Damaged

@@ -31,6 +31,6 @@ class DDIMInversion:
         alphas, sigmas = (part.tolist() for part in self.path.coefficients(times))
         levels = itertools.pairwise(zip(alphas, sigmas, strict=True))
         for now, ((alpha, sigma), (next_alpha, next_sigma)) in zip(times.tolist(), levels, strict=False):
-            noise = predicted_noise(x, torch.full((len(x),), now, device=x.device))
+            noise = predicted_noise(x, torch.full((x.shape[0],), now, device=x.device))
             x = next_alpha * (x - sigma * noise) / alpha + next_sigma * noise
         return x.square().mean(dim=1)

@@ -42,5 +42,5 @@ class Residual:
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] -> scores [B, H, W] >= 0; nothing is random."""
-        v_reversed = -velocity(x, torch.ones(len(x), device=x.device))
+        v_reversed = -velocity(x, torch.ones(x.shape[0], device=x.device))
         return (v_reversed + self.scale * x).square().mean(dim=1) / self.scale**2

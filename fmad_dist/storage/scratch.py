@@ -4,8 +4,10 @@ A scratch file is locked (flock) as long as its process has it open, and the ker
 dies however it dies. So whoever finds a scratch file can tell a leftover from the work of a running neighbour.
 """
 
+import atexit
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,13 @@ def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:
     with suppress(OSError):  # a filesystem without locks
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return handle, Path(name)
+
+
+def passing_folder(prefix: str) -> Path:
+    """A new folder in the system's temporary one that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def is_abandoned(path: Path) -> bool:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fmad_dist.config import RunConfig
-from fmad_dist.detector import Detector, DetectorSpec
+from fmad_dist.detector import Detector
+from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.features.prepare import PreparedFeatures
 from fmad_dist.flow.couplings import merged_strength, strength_of
 from fmad_dist.networks.build import NetworkSpec

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fmad_dist.config import RunConfig
-from fmad_dist.detector import SPEC_NAME
+from fmad_dist.detector_files import SPEC_NAME
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import PreparedFeatures, prepare_features
 from fmad_dist.flow.couplings import merged_strength

@@ -77,7 +77,8 @@ class Stand:
         number = len(mixture.class_names)
         folder = config.run_dir / "detector"
         assert not (folder / "detector.json").exists(), "fmad train would do nothing"
-        calibration = Calibration((1.0,) * number, (4,) * number, config.calibration.false_alarm_rate)
+        rate = config.calibration.false_alarm_rate
+        calibration = Calibration((1.0,) * number, (0.5,) * number, (4,) * number, 1.0, 0.5, rate)
         seed = int(config.name[-8:], 16)  # other settings, other weights
         spec = {"scorer": config.scorer, "protocol": config.protocol, "train_step": config.train.steps, "seed": seed}
         names = {"class_names": tuple(mixture.class_names), "manifest_digests": mixture.digests}

@@ -95,6 +95,6 @@ def test_the_evaluator_hands_on_which_part_an_image_shows() -> None:
     batch = evaluator.TestBatch(
         (5,), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (np.zeros((8, 8), dtype=bool),), (None,)
     )
-    found = Detections(torch.zeros(1), torch.zeros(1, 8, 8), torch.zeros(1), torch.zeros(1))
+    found = Detections(torch.zeros(1), torch.zeros(1, 8, 8), *torch.zeros(4, 1))
     (image,) = evaluator.scored_images(mixture, batch, found)
     assert (image.sample_id, image.group) == ("real_iad/usb/a", "usb_0001_OK")

@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.scoring.calibration import fit_thresholds, nearest_class
+from fmad_dist.errors import UserError
+from fmad_dist.scoring.calibration import decision_thresholds, fit_thresholds, nearest_class, normalise
 
 SCORES = st.lists(st.floats(0.0, 100.0), min_size=1, max_size=60)
+LIMITS = st.tuples(st.floats(-50.0, 50.0, width=32), st.floats(2.0**-7, 16.0, width=32))  # a threshold and its margin
 
 
 def threshold(scores: list[float], rate: float) -> float:
@@ -72,6 +74,76 @@ def test_the_order_of_images_does_not_matter() -> None:
     scores, classes, order = rng.random(50), rng.integers(0, 3, 50), rng.permutation(50)
     one = fit_thresholds(scores, classes, 3, 0.02).thresholds
     assert fit_thresholds(scores[order], classes[order], 3, 0.02).thresholds == pytest.approx(one, rel=1e-12)
+
+
+def test_margins_reach_from_the_mean_to_the_threshold() -> None:
+    """A class without a spread of its own has the median of the others; if no class has one, the threshold's size."""
+    scores, classes = np.array([1.0, 2.0, 3.0, 5.0, 9.0, 4.0]), np.array([0, 0, 0, 1, 1, 2])
+    found = fit_thresholds(scores, classes, 4, 0.1)
+    assert found.margins[:2] == pytest.approx((found.thresholds[0] - 2.0, found.thresholds[1] - 7.0))
+    assert found.margins[2:] == pytest.approx((np.median(found.margins[:2]),) * 2)
+    assert found.global_threshold == threshold(scores.tolist(), 0.1)
+    assert found.global_margin == pytest.approx(found.global_threshold - 4.0)
+    assert fit_thresholds(np.array([-3.0]), np.array([0]), 1, 0.1).margins == (3.0,)
+    assert fit_thresholds(np.zeros(5), np.zeros(5, int), 1, 0.1).margins == (1.0,)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 100.0), st.integers(0, 3)), min_size=1, max_size=60), st.floats(0.001, 0.499))
+def test_the_threshold_for_all_classes_keeps_the_rate(found: list[tuple[float, int]], rate: float) -> None:
+    scores, classes = np.array([score for score, _ in found]), np.array([number for _, number in found])
+    calibration = fit_thresholds(scores, classes, 4, rate)
+    assert (scores > calibration.global_threshold).sum() <= rate * len(scores)
+    assert calibration.limits("global") == ((calibration.global_threshold,) * 4, (calibration.global_margin,) * 4)
+    assert min(calibration.margins) > 0.0
+
+
+def level(score: float, limits: tuple[float, float]) -> float:
+    return normalise(torch.tensor(score), *map(torch.tensor, limits)).item()
+
+
+def test_the_scale_by_hand() -> None:
+    limits = 10.0, 4.0  # the mean held-out normal is at 6
+    assert [level(score, limits) for score in (6.0, 10.0, 14.0, 22.0)] == [0.25, 0.5, 0.75, 0.875]
+    assert level(math.inf, limits) == 1.0
+    assert level(-math.inf, limits) == 0.0
+    assert math.isnan(level(10.0, (math.inf, 1.0)))
+
+
+@given(LIMITS, st.lists(st.floats(-1e6, 1e6, width=32), min_size=2))
+def test_the_scale_is_monotone_and_half_at_the_threshold(limits: tuple[float, float], scores: list[float]) -> None:
+    one, other = map(torch.tensor, limits)
+    found = normalise(torch.tensor(sorted(scores)), one, other)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (found.diff() >= 0).all()
+    assert normalise(one, one, other).item() == 0.5
+    assert ((found > 0.5) == (torch.tensor(sorted(scores)) > one))[found != 0.5].all()
+
+
+@given(LIMITS, st.floats(-100.0, 100.0, width=32), st.floats(0.01, 0.99))
+def test_a_decision_is_a_level_of_the_scale(limits: tuple[float, float], score: float, sensitivity: float) -> None:
+    limit = decision_thresholds(*map(torch.tensor, limits), sensitivity)
+    assert level(limit.item(), limits) == pytest.approx(1.0 - sensitivity, abs=1e-3)
+    if abs(level(score, limits) - (1.0 - sensitivity)) > 1e-3:  # else rounding decides
+        assert (score > limit.item()) == (level(score, limits) > 1.0 - sensitivity)
+
+
+@given(LIMITS, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_more_sensitivity_never_raises_a_threshold(limits: tuple[float, float], one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    pair = tuple(map(torch.tensor, limits))
+    assert decision_thresholds(*pair, high) <= decision_thresholds(*pair, low)
+
+
+def test_the_ends_of_sensitivity() -> None:
+    thresholds, margins = torch.tensor([1.0, math.inf]), torch.tensor([2.0, 1.0])
+    assert decision_thresholds(thresholds, margins, 0.5) is thresholds
+    assert decision_thresholds(thresholds, margins, 0.75).tolist() == [-1.0, math.inf]
+    assert decision_thresholds(thresholds, margins, 0.25).tolist() == [3.0, math.inf]
+    assert decision_thresholds(thresholds, margins, 0.0).tolist() == [math.inf, math.inf]
+    assert decision_thresholds(thresholds, margins, 1.0).tolist() == [-math.inf, math.inf]
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(UserError, match="sensitivity"):
+            decision_thresholds(thresholds, margins, wrong)
 
 
 def test_the_nearest_class_by_hand() -> None:
