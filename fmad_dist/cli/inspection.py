@@ -29,7 +29,7 @@ def predict(
     When it is killed, the same command goes on with the images that were not scored yet. On many nodes:
     `accelerate launch launcher/predict.py`. Exit code 2 if an image could not be read.
     """
-    from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.detector_files import locate_detector, read_spec
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.prediction.pictures import Pictures
     from fmad_dist.prediction.table import TABLE_NAME, read_parquet, summarise

@@ -6,11 +6,12 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
+from fmad_dist.images import level_png
 from fmad_dist.storage import Store
 from fmad_dist.storage.behind import WriteBehind
 
 MAPS, OVERLAYS = "maps", "overlays"
-THRESHOLD = 32768  # grey of the threshold in a heat map; twice the threshold and more is 65535
+COLD, HOT = 0.4, 0.9  # levels where heat begins to be seen and where it is hottest; 0.5 is the threshold
 
 
 class Pictures(StrEnum):
@@ -32,42 +33,37 @@ class PictureFiles:
         self.wanted = wanted
         self._writes = WriteBehind()
 
-    def add(self, name: str, pixels: np.ndarray, relative: np.ndarray, anomalous: bool) -> None:
-        """`pixels` uint8 [S, S, 3]; `relative` float32 [M, M], 1 = threshold."""
+    def add(self, name: str, pixels: np.ndarray, levels: np.ndarray, anomalous: bool) -> None:
+        """`pixels` uint8 [S, S, 3]; `levels` float32 [M, M], the map on the normalised scale."""
         if self.wanted is Pictures.NONE or (self.wanted is Pictures.ANOMALOUS and not anomalous):
             return
-        self._writes.put(lambda: self._write(name, pixels, relative))
+        self._writes.put(lambda: self._write(name, pixels, levels))
 
     def wait(self) -> None:
         """Until everything that was added is stored."""
         self._writes.wait()
 
-    def _write(self, name: str, pixels: np.ndarray, relative: np.ndarray) -> None:
-        self.store.write(f"{MAPS}/{name}.png", _png(heat_map(relative)))
-        self.store.write(f"{OVERLAYS}/{name}.png", _png(overlay(pixels, relative)))
+    def _write(self, name: str, pixels: np.ndarray, levels: np.ndarray) -> None:
+        self.store.write(f"{MAPS}/{name}.png", level_png(levels))
+        self.store.write(f"{OVERLAYS}/{name}.png", _png(overlay(pixels, levels)))
 
 
-def heat_map(relative: np.ndarray) -> Image.Image:
-    """16-bit grey [M, M] of a map whose threshold is 1."""
-    return Image.fromarray(np.clip(relative * THRESHOLD, 0, 65535).astype(np.uint16))
-
-
-def overlay(pixels: np.ndarray, relative: np.ndarray) -> Image.Image:
-    """The image [S, S, 3] under the heat of `relative` [M, M]."""
+def overlay(pixels: np.ndarray, levels: np.ndarray) -> Image.Image:
+    """The image [S, S, 3] under the heat of its map [M, M]."""
     size = pixels.shape[0]
-    heat = np.asarray(Image.fromarray(relative.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
+    heat = np.asarray(Image.fromarray(levels.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
     coloured = heat_colours(heat)
     alpha = coloured[..., 3:]
     return Image.fromarray((pixels * (1 - alpha) + coloured[..., :3] * 255.0 * alpha).round().astype(np.uint8))
 
 
-def heat_colours(relative: np.ndarray) -> np.ndarray:
-    """RGBA in [0, 1], [M, M, 4]: transparent up to half the threshold, full colour from twice on."""
+def heat_colours(levels: np.ndarray) -> np.ndarray:
+    """RGBA in [0, 1], [M, M, 4], of a map on the normalised scale; transparent up to COLD, and where it is NaN."""
     from matplotlib import colormaps
 
-    level = np.clip((relative - 0.5) / 1.5, 0.0, 1.0)
-    colours = colormaps["inferno"](level)
-    colours[..., 3] = 0.75 * np.sqrt(level)
+    heat = np.nan_to_num(np.clip((levels - COLD) / (HOT - COLD), 0.0, 1.0))
+    colours = colormaps["inferno"](heat)
+    colours[..., 3] = 0.75 * np.sqrt(heat)
     return colours
 
 

@@ -5,7 +5,6 @@ one thread; so the results have the same bits for every number of processes, and
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +22,7 @@ from fmad_dist.prediction.reading import Loaded, load, read_ahead
 from fmad_dist.prediction.sources import Item, find_images
 from fmad_dist.prediction.table import (
     ANOMALOUS,
+    AS_CALIBRATED,
     CSV_NAME,
     CSV_ROWS,
     NORMAL,
@@ -45,7 +45,6 @@ BATCH = {"cpu": 8, "cuda": 64}
 MAX_SHARDS = 1024  # enough for every rank to have some, and few files
 READERS = 4  # threads
 MAX_BAD = 100
-AS_CALIBRATED = 0.5  # sensitivity in [0, 1]
 LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
@@ -138,7 +137,7 @@ def _identity(
         "pictures": options.pictures.value,
     }
     key = key_of(facts | {"detector": spec, "batch": batch, "format": FORMAT})
-    return key, {"model": options.name, "sources": json.dumps(list(options.sources)), **facts}
+    return key, {"model": options.name, "sources": ", ".join(options.sources), **facts}
 
 
 def _score_share(
@@ -185,29 +184,30 @@ def _score_batch(
     if good:
         with watch.phase("score"):
             found = detector(torch.from_numpy(np.stack(good)).permute(0, 3, 1, 2).contiguous())
-            relative = (found.maps / found.thresholds[:, None, None]).float().cpu().numpy()  # 1 = threshold
+            levels = found.relative_maps.float().cpu().numpy()
             rows = _rows(detector, found)
     position = 0
     for image in images:
         if image.pixels is None:
             yield {"decision": UNREADABLE, "error": image.error} | _place(image.item)
             continue
-        files.add(image.item.name, image.pixels, relative[position], rows[position]["decision"] == ANOMALOUS)
+        files.add(image.item.name, image.pixels, levels[position], rows[position]["decision"] == ANOMALOUS)
         yield rows[position] | _place(image.item)
         position += 1
 
 
 def _rows(detector: Detector, found: Detections) -> list[dict[str, object]]:
-    columns = (found.scores.tolist(), found.thresholds.tolist(), found.anomalous.tolist(), found.classes.tolist())
+    columns = (found.scores, found.normalised, found.thresholds, found.anomalous, found.classes)
     return [
         {
             "score": score,
+            "normalised": normalised,
             "threshold": threshold,
             "decision": ANOMALOUS if anomalous else NORMAL,
             "class": detector.spec.class_names[number],
             "error": "",
         }
-        for score, threshold, anomalous, number in zip(*columns, strict=True)
+        for score, normalised, threshold, anomalous, number in zip(*(one.tolist() for one in columns), strict=True)
     ]
 
 

@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 
 TABLE_NAME, CSV_NAME = "scores.parquet", "scores.csv"
 CSV_ROWS = 100_000  # most rows of the copy for people; longer tables are for programs
+AS_CALIBRATED = 0.5  # sensitivity in [0, 1]
 NORMAL, ANOMALOUS, UNREADABLE = "normal", "anomalous", "unreadable"
 
 SCHEMA = pa.schema(
     [
         ("image", pa.string()),
         ("score", pa.float32()),  # higher is more anomalous; null if unreadable
-        ("threshold", pa.float32()),  # of the inferred class; inf while the detector is uncalibrated
+        ("normalised", pa.float32()),  # in [0, 1], 0.5 at the calibrated threshold; NaN while uncalibrated
+        ("threshold", pa.float32()),  # of the decision, for the inferred class; inf while uncalibrated
         ("decision", pa.string()),  # normal, anomalous or unreadable
         ("class", pa.string()),  # inferred, <dataset>/<class>
         ("error", pa.string()),  # why it is unreadable, else ""

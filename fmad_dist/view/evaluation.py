@@ -53,9 +53,9 @@ class Evaluation(ScoredImages):
         return _bytes_of(self._items[row])
 
     def heat(self, row: int) -> np.ndarray:
-        """The scores of pixels are in the units of the images' scores."""
+        """As multiples of twice the threshold that the page starts with; pixels are scored in the units of images."""
         values = np.load(io.BytesIO(_bytes_of(self._maps[row])), allow_pickle=False)
-        return values.astype(np.float32) / np.float32(self.columns.scale.start)
+        return values.astype(np.float32) / np.float32(2.0 * self.columns.scale.start)
 
 
 def _bytes_of(item: Item | None) -> bytes:

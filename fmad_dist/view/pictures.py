@@ -58,9 +58,9 @@ def thumbnail(data: bytes, where: str) -> Picture:
         return _encoded(to_rgb(image, where), "JPEG", quality=85)
 
 
-def heat(relative: np.ndarray, side: int | None = None) -> Picture:
-    """A map whose threshold is 1 as a PNG that is transparent where nothing is hot, at most `side` px."""
-    image = Image.fromarray((heat_colours(relative) * 255.0).round().astype(np.uint8))
+def heat(levels: np.ndarray, side: int | None = None) -> Picture:
+    """A map on the normalised scale as a PNG that is transparent where nothing is hot, at most `side` px."""
+    image = Image.fromarray((heat_colours(levels) * 255.0).round().astype(np.uint8))
     if side is not None:
         image.thumbnail((side, side), Image.Resampling.BILINEAR)
     return _encoded(image, "PNG")

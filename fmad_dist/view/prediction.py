@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from fmad_dist.images import open_image
-from fmad_dist.prediction.pictures import MAPS, THRESHOLD
+from fmad_dist.prediction.pictures import MAPS
 from fmad_dist.prediction.reading import read_bytes
 from fmad_dist.prediction.sources import Item
-from fmad_dist.prediction.table import ANOMALOUS, TABLE_NAME, UNREADABLE, read_parquet
+from fmad_dist.prediction.table import ANOMALOUS, AS_CALIBRATED, TABLE_NAME, UNREADABLE, read_parquet
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import read_stamp
 from fmad_dist.view.results import Columns, Scale, ScoredImages
@@ -31,7 +31,8 @@ class Prediction(ScoredImages):
         readable = [decision != UNREADABLE for decision in table["decision"]]
         heats = [decision == ANOMALOUS if drawn == "anomalous" else drawn == "all" for decision in table["decision"]]
         scores = np.array(table["score"], dtype=np.float64)
-        values, scale = _relative(scores, np.array(table["threshold"], dtype=np.float64))
+        normalised = np.array(table["normalised"], dtype=np.float64)
+        values, scale = _scaled(scores, normalised, float(facts.get("sensitivity", AS_CALIBRATED)))
         return Columns(
             names=table["image"],
             values=values,
@@ -52,13 +53,13 @@ class Prediction(ScoredImages):
     def heat(self, row: int) -> np.ndarray:
         name = f"{MAPS}/{self.columns.names[row]}.png"
         grey = open_image(self.store.read(name), self.store.url_of(name))
-        return np.asarray(grey, dtype=np.float32) / THRESHOLD
+        return np.asarray(grey, dtype=np.float32) / 65536.0
 
 
-def _relative(scores: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, Scale]:
-    """Scores of all classes on one scale from 0 to 1, 0.5 = threshold; as they are where there is no threshold."""
+def _scaled(scores: np.ndarray, normalised: np.ndarray, sensitivity: float) -> tuple[np.ndarray, Scale]:
+    """Normalised scores, which decide above 1 - sensitivity; the scores themselves while uncalibrated."""
     known = scores[np.isfinite(scores)]
-    if not np.isfinite(thresholds[np.isfinite(scores)]).all():
-        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if np.isnan(normalised[np.isfinite(scores)]).any():
+        low, high = float(known.min()), float(known.max())
         return scores, Scale("score", low, high, high, "the detector is not calibrated")
-    return scores / (scores + thresholds), Scale("score", 0.0, 1.0, 0.5, "the detector's own threshold")
+    return normalised, Scale("normalised score", 0.0, 1.0, 1.0 - sensitivity, "the detector's own threshold")

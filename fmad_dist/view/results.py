@@ -49,7 +49,7 @@ class ScoredImages(ABC):
 
     @abstractmethod
     def heat(self, row: int) -> np.ndarray:
-        """The anomaly map, float32 [M, M], 1 = threshold. Raises UserError when it is gone."""
+        """The anomaly map on the normalised scale, float32 [M, M]. Raises UserError when it is gone."""
 
 
 def page_data(results: ScoredImages) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scored import SIDE, predict, rows_of
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.images import square_rgb
-from fmad_dist.prediction.pictures import Pictures, overlay
+from fmad_dist.prediction.pictures import COLD, Pictures, overlay
 from fmad_dist.prediction.table import SCHEMA
 from fmad_dist.storage import Store
 
@@ -34,6 +34,7 @@ def test_every_image_gets_a_row(tiny_detector: Detector, source: Path, tmp_path:
         pixels = np.asarray(square_rgb(Image.open(source / row["image"]), SIDE, "x"))
         found = tiny_detector(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous())
         assert row["score"] == pytest.approx(found.scores.item(), rel=1e-4)
+        assert row["normalised"] == pytest.approx(found.normalised.item(), rel=1e-4)
         assert row["threshold"] == pytest.approx(found.thresholds.item())
         assert row["class"] == tiny_detector.spec.class_names[found.classes.item()]
         assert row["decision"] == ("anomalous" if row["score"] > row["threshold"] else "normal")
@@ -83,13 +84,29 @@ def test_pictures_have_the_right_size(tiny_detector: Detector, source: Path, tmp
         assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
 
 
-def test_32768_is_the_threshold(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
+def test_maps_are_on_the_normalised_scale(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
     predict(tiny_detector, source, tmp_path / "out")
     pixels = np.asarray(Image.open(source / "0.png"))
     found = tiny_detector(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].contiguous())
     heat = np.asarray(Image.open(tmp_path / "out" / "maps" / "0.png.png")).astype(int)
-    expected = np.clip(found.maps[0].numpy() / found.thresholds.item() * 32768, 0, 65535)
+    expected = np.clip(found.relative_maps[0].numpy() * 65536, 0, 65535)
     assert np.abs(heat - expected).max() <= 16
+
+
+def test_sensitivity_moves_decisions_and_nothing_else(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
+    predict(tiny_detector, source, tmp_path / "calibrated")
+    normalised = sorted(row["normalised"] for row in rows_of(tmp_path / "calibrated") if row["score"] is not None)
+    between = (normalised[3] + normalised[4]) / 2  # so that seven of eleven are anomalous
+    summary = predict(tiny_detector, source, tmp_path / "other", sensitivity=1.0 - between)
+    assert summary.num_anomalous == 7
+    for row, other in zip(rows_of(tmp_path / "calibrated"), rows_of(tmp_path / "other"), strict=True):
+        for name in ("image", "score", "normalised", "class"):
+            assert row[name] == other[name]
+        if row["score"] is not None:
+            assert (row["decision"] == "anomalous") == (row["normalised"] > 0.5)
+            assert (other["decision"] == "anomalous") == (row["normalised"] > between)
+    with pytest.raises(UserError, match="holds a prediction with sensitivity 0.5 instead of"):
+        predict(tiny_detector, source, tmp_path / "calibrated", sensitivity=1.0 - between)
 
 
 def test_every_image_unreadable_is_still_an_answer(tiny_detector: Detector, tmp_path: Path) -> None:
@@ -105,7 +122,10 @@ def test_an_uncalibrated_detector_can_predict(
 ) -> None:
     summary = predict(make_detector((1.0,), calibration=None), source, tmp_path / "out")
     assert summary.num_anomalous == 0
-    assert {row["decision"] for row in rows_of(tmp_path / "out")} == {"normal", "unreadable"}
+    rows = rows_of(tmp_path / "out")
+    assert {row["decision"] for row in rows} == {"normal", "unreadable"}
+    assert all(np.isnan(row["normalised"]) for row in rows if row["score"] is not None)
+    assert np.asarray(Image.open(tmp_path / "out" / "maps" / "0.png.png")).max() == 0
 
 
 def test_any_filesystem_will_do(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
@@ -165,9 +185,10 @@ def test_pictures_of_some_or_none(make_detector: Callable[..., Detector], source
 
 def test_overlays_show_the_image_where_nothing_is_hot() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(overlay(pixels, np.full((8, 8), 0.4))), pixels)
+    for level in (0.0, COLD, np.nan):
+        np.testing.assert_array_equal(np.asarray(overlay(pixels, np.full((8, 8), level))), pixels)
     half = np.zeros((8, 8))
-    half[:, 4:] = 2.0
+    half[:, 4:] = 1.0
     shown = np.asarray(overlay(pixels, half)).astype(int)
     np.testing.assert_array_equal(shown[:, :24], pixels[:, :24])
     assert np.abs(shown - pixels)[:, 40:].mean() > 30

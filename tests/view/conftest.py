@@ -55,8 +55,9 @@ def many(predicted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(1)
     kept = [row for row in rows if row["decision"] != "normal"]
     for number in range(NUM_ROWS - len(kept)):
-        score = float(normal["threshold"] * rng.uniform(0.1, 0.99))
-        kept.append(normal | {"image": f"line-3/{number:06d}.jpg", "score": score, "class": f"toy/{number % 2}"})
+        level = float(rng.uniform(0.05, 0.49))
+        changed = {"score": level, "normalised": level, "class": f"toy/{number % 2}"}
+        kept.append(normal | {"image": f"line-3/{number:06d}.jpg"} | changed)
     (out / "scores.parquet").write_bytes(parquet_bytes(table_of(kept)))
     stamp = json.loads((predicted / "stamp.json").read_text())
     stamp["facts"]["pictures"] = "anomalous"

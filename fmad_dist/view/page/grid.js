@@ -1,5 +1,5 @@
 // A grid of thumbnails that has elements only for what can be seen, so that many thousands of images stay quick.
-const CAPTION = 48; // px below a picture
+const CAPTION = 34; // px below a picture
 const GAP = 10;
 const WIDEST = 200; // px of a tile
 const MARGIN_ROWS = 2; // above and below what can be seen
@@ -96,16 +96,20 @@ export class Grid {
     const pair = tile.querySelector(".pair");
     const image = new Image();
     image.alt = "";
-    image.addEventListener("load", () => pair.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));
+    image.addEventListener("load", () => {
+      pair.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+      if (this.page.data.heats[row]) this.warm(pair, row);
+    });
     image.addEventListener("error", () => tile.querySelector(".frame").replaceChildren(absent("not readable")));
     image.src = this.page.url(row, "image", true);
     pair.append(image);
-    if (this.page.data.heats[row]) {
-      const heat = Object.assign(new Image(), { alt: "", className: "heat" });
-      heat.addEventListener("error", () => heat.remove());
-      heat.src = this.page.url(row, "heat", true);
-      pair.append(heat);
-    }
+  }
+
+  warm(pair, row) {
+    const heat = Object.assign(new Image(), { alt: "", className: "heat" });
+    heat.addEventListener("error", () => heat.remove());
+    heat.src = this.page.url(row, "heat", true);
+    pair.append(heat);
   }
 
   judge(tile, row) {
