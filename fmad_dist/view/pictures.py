@@ -60,10 +60,11 @@ def thumbnail(data: bytes, where: str) -> Picture:
 
 def heat(levels: np.ndarray, side: int | None = None) -> Picture:
     """A map on the normalised scale as a PNG that is transparent where nothing is hot, at most `side` px."""
-    image = Image.fromarray((heat_colours(levels) * 255.0).round().astype(np.uint8))
     if side is not None:
-        image.thumbnail((side, side), Image.Resampling.BILINEAR)
-    return _encoded(image, "PNG")
+        small = Image.fromarray(levels)
+        small.thumbnail((side, side), Image.Resampling.BOX)
+        levels = np.asarray(small)
+    return _encoded(Image.fromarray((heat_colours(levels) * 255.0).round().astype(np.uint8)), "PNG")
 
 
 def _encoded(image: Image.Image, form: str, **options: object) -> Picture:

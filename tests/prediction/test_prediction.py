@@ -105,7 +105,7 @@ def test_sensitivity_moves_decisions_and_nothing_else(tiny_detector: Detector, s
         if row["score"] is not None:
             assert (row["decision"] == "anomalous") == (row["normalised"] > 0.5)
             assert (other["decision"] == "anomalous") == (row["normalised"] > between)
-    with pytest.raises(UserError, match="holds a prediction with sensitivity 0.5 instead of"):
+    with pytest.raises(UserError, match=r"holds a prediction with sensitivity 0\.5 instead of"):
         predict(tiny_detector, source, tmp_path / "calibrated", sensitivity=1.0 - between)
 
 

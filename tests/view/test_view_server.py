@@ -48,10 +48,19 @@ def test_data_are_those_of_the_table(client: TestClient, predicted: Path) -> Non
     assert data["values"][cut] is None
     assert "cannot be decoded" in data["errors"][str(cut)]
     assert data["facts"]["model"] == "models:/toy/1"
+    assert data["scale"]["start"] == 0.5
     above = sum(value > data["scale"]["start"] for value in data["values"] if value is not None)
     assert 3 <= above <= 7
     table = Store(predicted).read("scores.csv").decode()
     assert above == table.count("anomalous")
+
+
+def test_the_threshold_starts_where_the_prediction_decided(predicted: Path, tmp_path: Path) -> None:
+    Store(tmp_path).write("scores.parquet", Store(predicted).read("scores.parquet"))
+    assert open_results(str(tmp_path)).columns.scale.start == 0.5
+    stamp = Store(predicted).read("stamp.json").replace(b'"sensitivity": "0.5"', b'"sensitivity": "0.7"')
+    Store(tmp_path).write("stamp.json", stamp)
+    assert open_results(str(tmp_path)).columns.scale.start == pytest.approx(0.3)
 
 
 def test_pictures_are_shown_as_the_detector_sees_them(client: TestClient, photographs: Path) -> None:

@@ -77,7 +77,7 @@ export class Grid {
     tile.style.height = `${this.height - GAP}px`;
     tile.style.transform = `translate(${x}px, ${y}px)`;
     tile.innerHTML = '<span class="frame"><span class="pair"></span></span><span class="score"><b></b><span class="verdict"></span></span><span class="name"></span>';
-    tile.querySelector("b").textContent = this.page.data.scores[row] ?? "";
+    tile.querySelector("b").textContent = this.page.shown(row);
     tile.querySelector(".name").textContent = `\u200e${this.page.data.names[row]}`; // cut at its beginning, read from left
     tile.title = this.page.data.names[row];
     this.judge(tile, row);

@@ -11,9 +11,9 @@ class Page {
     this.data = data;
     this.threshold = data.scale.start;
     this.rows = data.names.map((_, row) => row);
-    this.shown = [];
+    this.chosen = [];
     this.large = new LargeView(by("large"), this, (place) => this.grid.focus(place));
-    this.grid = new Grid(by("grid"), this, (place) => this.large.open(this.shown, place));
+    this.grid = new Grid(by("grid"), this, (place) => this.large.open(this.chosen, place));
   }
 
   verdict(row) {
@@ -26,10 +26,18 @@ class Page {
   }
 
   says(row) {
-    const parts = [`score ${this.data.scores[row] ?? "none"}`, this.verdict(row), this.data.classNames[this.data.classes[row]]];
+    const { scale, scores, classNames, classes } = this.data;
+    const parts = [this.verdict(row), classNames[classes[row]]];
+    if (scores[row] !== null) parts.unshift(`${scale.name} ${this.shown(row)}`);
+    if (scores[row] !== null && scale.name !== "score") parts.push(`score ${scores[row]}`);
     if (this.truth(row)) parts.push(`truth: ${this.truth(row)}`);
     if (row in this.data.errors) parts.push(this.data.errors[row]);
     return parts.filter(Boolean).join(" · ");
+  }
+
+  shown(row) {
+    const value = this.data.values[row];
+    return value === null ? "" : value.toPrecision(3);
   }
 
   url(row, kind, small) {
@@ -54,7 +62,7 @@ class Page {
       return one === other ? byName(a, b) : sign * (one - other);
     };
     shown.sort(order === "name" ? byName : byScore);
-    this.shown = shown;
+    this.chosen = shown;
     by("nothing").hidden = shown.length > 0;
     this.grid.show(shown);
     this.count();
