@@ -14,7 +14,8 @@ from fmad_dist.images import open_image, square_rgb
 from fmad_dist.prediction.sources import Item
 from fmad_dist.storage import Store
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 PATIENCE_S = 300.0  # a prediction waits this long for its storage
 

@@ -118,7 +118,7 @@ def tar_members(store: Store, file: str) -> Iterator[Item]:
                         yield Item(member.name.removeprefix("./"), folder, file, member.offset_data, member.size)
                     elif not member.isdir():
                         raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
-                    tar.members = []  # they would pile up
+                    tar.members = []  # type: ignore[attr-defined]  # they would pile up
                 stream.seek(tar.offset)
                 if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes damage for the end
                     raise tarfile.ReadError(f"it is cut or damaged at byte {tar.offset}")
