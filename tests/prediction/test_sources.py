@@ -4,14 +4,17 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scored import predict, rows_of, save
 
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
+from fmad_dist.prediction.pictures import Pictures
 from fmad_dist.prediction.reading import load
 from fmad_dist.prediction.sources import find_images
 from fmad_dist.storage import Store
+from fmad_dist.view.folders import open_results
 
 
 def write_tar(path: Path, members: dict[str, bytes], link: str | None = None) -> Path:
@@ -77,6 +80,29 @@ def test_converted_datasets_give_all_their_images(tiny_detector: Detector, tiny_
     assert all(load(item, 64).pixels is not None for item in found)
     with pytest.raises(UserError, match="stores 64 px images and not 96"):
         find_images([tiny_url], 96)
+
+
+def test_on_object_storage_as_on_a_disk(
+    tiny_detector: Detector, images: list[bytes], tmp_path: Path, moto_bucket: str
+) -> None:
+    tar = write_tar(tmp_path / "in" / "x.tar", {"a.png": images[0], "b.png": images[1]})
+    store = Store(f"{moto_bucket}/in")
+    store.write("x.tar", tar.read_bytes())
+    for folder in (store, Store(tmp_path / "in")):
+        folder.write("c.png", images[2])
+        folder.write("cut.png", images[3][:99])
+    predict(tiny_detector, tmp_path / "in", tmp_path / "out")
+    predict(tiny_detector, store.url, f"{moto_bucket}/out")
+    local, remote = rows_of(tmp_path / "out"), rows_of(f"{moto_bucket}/out")
+    for one, other in zip(local, remote, strict=True):
+        assert other["url"] == one["url"].replace(str(tmp_path), moto_bucket)
+        assert one | {"url": "", "error": ""} == other | {"url": "", "error": ""}
+    assert set(Store(tmp_path / "out").list()) == set(Store(f"{moto_bucket}/out").list())
+    viewed = open_results(f"{moto_bucket}/out")
+    assert [viewed.picture(row) for row in (0, 3)] == [images[2], images[1]]
+    np.testing.assert_array_equal(viewed.heat(3), open_results(str(tmp_path / "out")).heat(3))
+    predict(tiny_detector, store.url, f"{moto_bucket}/out", overwrite=True, pictures=Pictures.NONE)
+    assert Store(f"{moto_bucket}/out").list() == ["scores.csv", "scores.parquet", "stamp.json"]
 
 
 @pytest.mark.parametrize("name", ["../../x.png", "/tmp/x.png", "a/../../../x.png", "./../x.png", "a/../b.png"])
