@@ -156,7 +156,7 @@ def locate_detector(source: str) -> Path:
 
 
 def _registered(uri: str) -> Path:
-    from fmad_dist.tracking.registry import download_model, registered_digest
+    from fmad_dist.registry.versions import download_model, registered_digest
 
     exact, sha256 = registered_digest(uri)  # an alias may move on meanwhile
     found = sorted(download_model(exact).rglob(SPEC_NAME))

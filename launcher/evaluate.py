@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with ending_well():
         from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
-        from fmad_dist.tracking.registry import named_version
+        from fmad_dist.registry.versions import named_version
 
         options = EvaluationOptions(
             model=arguments.model,

@@ -24,7 +24,7 @@ def main() -> None:
     with ending_well():
         from fmad_dist.prediction.pictures import Pictures
         from fmad_dist.prediction.run import PredictionOptions, run_prediction
-        from fmad_dist.tracking.registry import named_version
+        from fmad_dist.registry.versions import named_version
 
         options = PredictionOptions(
             sources=arguments.source,

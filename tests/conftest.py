@@ -14,7 +14,7 @@ import pytest
 from browsers import chromium  # noqa: F401  # a fixture for all tests
 from hypothesis import settings
 from PIL import Image
-from storage_servers import bucket, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
+from storage_servers import bucket, database, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
 
 from data_tools.sharder import Conversion, convert
 from fmad_dist.stream.mixture import Mixture

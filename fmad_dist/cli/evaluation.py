@@ -52,11 +52,12 @@ def evaluate(
     from fmad_dist.evaluation.protocol import named_protocol
     from fmad_dist.evaluation.summary import print_summary
     from fmad_dist.launch import default_processes, launch
+    from fmad_dist.registry.evidence import log_evaluation
+    from fmad_dist.registry.versions import named_version, use_registry
     from fmad_dist.stream.mixture import Mixture
-    from fmad_dist.tracking.registry import log_evaluation, named_version, use_registry
 
     wanted = None if protocol is None else named_protocol(protocol)
-    Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
+    mixture = Mixture.load(manifest)  # before MLflow is imported, so a refusal comes at once
     use_registry(tracking_uri)
     folder = locate_detector(model)
     spec = read_spec(folder)
@@ -70,7 +71,7 @@ def evaluate(
     print_summary(out)
     used = wanted or spec.protocol
     if not overrides and used == spec.protocol and not used.biased:  # else an experiment, not the model's quality
-        log_evaluation(model, out)
+        log_evaluation(model, out, spec.weights_sha256, mixture.digests, manifest)
 
 
 def compare(
@@ -105,7 +106,7 @@ def compare(
     from fmad_dist.launch import default_processes, launch
 
     if model is not None:
-        from fmad_dist.tracking.registry import use_registry
+        from fmad_dist.registry.versions import use_registry
 
         use_registry(tracking_uri)
     folder = locate_detector(model or str(resolved.run_dir))
@@ -147,7 +148,7 @@ def bench(
     from fmad_dist.bench.plan import Machines, plan_lines
     from fmad_dist.bench.run import collect_bench, prepare_bench, run_bench
     from fmad_dist.bench.stages import Options
-    from fmad_dist.tracking.registry import use_registry
+    from fmad_dist.registry.versions import use_registry
 
     if tracking_uri:  # to the stages by the environment: their commands are shown, and the URI may hold a password
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri

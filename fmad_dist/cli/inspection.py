@@ -33,8 +33,8 @@ def predict(
     from fmad_dist.launch import default_processes, launch
     from fmad_dist.prediction.pictures import Pictures
     from fmad_dist.prediction.table import TABLE_NAME, read_parquet, summarise
+    from fmad_dist.registry.versions import named_version, use_registry
     from fmad_dist.storage import Store
-    from fmad_dist.tracking.registry import named_version, use_registry
     from fmad_dist.world import World
 
     if pictures not in list(Pictures):

@@ -111,7 +111,7 @@ def follow(
 
 def sync(run: Annotated[Path, typer.Argument(help="Directory of a training run.")]) -> None:
     """Give MLflow what it has missed of a run while it was away: metrics, how the run ended, the detector."""
-    from fmad_dist.tracking.registry import sync_run
+    from fmad_dist.registry.register import sync_run
 
     typer.echo(sync_run(run))
 

@@ -12,6 +12,15 @@ from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.storage import Store
 
 RESULTS_NAME, TABLE_NAME, SCORES_NAME = "results.json", "results.csv", "scores.csv"
+EVALUATION_FILES = (  # what an evaluation writes
+    RESULTS_NAME,
+    TABLE_NAME,
+    SCORES_NAME,
+    "results.md",
+    "results.tex",
+    "speed.json",
+    "report.html",
+)
 NAN = float("nan")
 
 

@@ -18,13 +18,12 @@ from fmad_dist.evaluation.protocol import named_protocol
 from fmad_dist.evaluation.provenance import configuration, provenance
 from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
 from fmad_dist.evaluation.report.tables import write_tables
-from fmad_dist.evaluation.results import Results, write_results
+from fmad_dist.evaluation.results import EVALUATION_FILES, Results, write_results
 from fmad_dist.evaluation.speed import Speed, Stopwatch, speed_of, write_speed
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.tracking.registry import EVALUATION_FILES
 from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 

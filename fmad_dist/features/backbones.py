@@ -83,10 +83,11 @@ class Backbone(nn.Module):
         parts = []
         for part in images.split(self.chunk):
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.chunk - len(part)))
-            parts.append(self._grid(padded)[: len(part)])
+            parts.append(self.at_once(padded)[: len(part)])
         return torch.cat(parts)
 
-    def _grid(self, images: Tensor) -> Tensor:
+    def at_once(self, images: Tensor) -> Tensor:
+        """What `forward` gives, of all images in one piece."""
         pixels = (images.float() - self.mean) / self.std
         maps = self._stages(pixels.contiguous(memory_format=torch.channels_last))
         return (

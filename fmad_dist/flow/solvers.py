@@ -28,7 +28,7 @@ def integrate(
 
 def _slope(velocity: Velocity, x: Tensor, now: float, then: float, solver: SolverName) -> Tensor:
     def at(point: Tensor, time: float) -> Tensor:
-        return velocity(point, torch.full((len(point),), time, device=point.device))
+        return velocity(point, torch.full((point.shape[0],), time, device=point.device))
 
     first = at(x, now)
     if solver == "euler":

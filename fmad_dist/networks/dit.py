@@ -75,7 +75,7 @@ class DiT(nn.Module):
         tokens = self.embed(values) + self.positions.to(x.dtype)  # (B, N, D)
         condition = self.time(t, x.dtype)  # (B, D)
         if self.label is not None:
-            unknown = torch.full((len(x),), self.spec.num_classes, device=x.device)
+            unknown = torch.full((x.shape[0],), self.spec.num_classes, device=x.device)
             condition = condition + self.label(unknown if y is None else y)
         condition = F.silu(condition)
         for block in self.blocks:
@@ -87,7 +87,7 @@ class DiT(nn.Module):
         out = self.head(modulate(tokens, shift, scale))  # (B, N, C P^2)
         if self.gain is not None:
             out = out + self._gains(condition, t)[:, None] * values
-        out = out.transpose(1, 2).reshape(len(x), -1, height, width)
+        out = out.transpose(1, 2).reshape(x.shape[0], -1, height, width)
         return F.pixel_shuffle(out, self.spec.patch)
 
     def _gains(self, condition: Tensor, t: Tensor) -> Tensor:

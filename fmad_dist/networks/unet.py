@@ -55,5 +55,5 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         labels = None
         if self.spec.num_classes:
-            labels = torch.full((len(x),), self.spec.num_classes, device=x.device) if y is None else y
+            labels = torch.full((x.shape[0],), self.spec.num_classes, device=x.device) if y is None else y
         return self.net(x, 1000.0 * t.float(), class_labels=labels, return_dict=False)[0]

@@ -91,7 +91,7 @@ class TrackedRun:
         Raises:
             UserError: the server refuses.
         """
-        from fmad_dist.tracking.registry import register_detector
+        from fmad_dist.registry.register import register_detector
 
         version = register_detector(detector, self.config, str(self.run_id))
         name = self.config.tracking.model_name

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -272,10 +273,10 @@ def test_only_the_models_own_protocol_is_logged_as_its_quality(
     started: list[list[str]] = []
     kept: list[str] = []
     monkeypatch.setattr("fmad_dist.launch.launch", lambda script, arguments, processes: started.append(arguments))
-    monkeypatch.setattr("fmad_dist.stream.mixture.Mixture.load", lambda urls: None)
+    monkeypatch.setattr("fmad_dist.stream.mixture.Mixture.load", lambda urls: SimpleNamespace(digests={}))
     monkeypatch.setattr("fmad_dist.evaluation.summary.print_summary", lambda folder: None)
-    monkeypatch.setattr("fmad_dist.tracking.registry.log_evaluation", lambda model, out: kept.append(model))
-    monkeypatch.setattr("fmad_dist.tracking.registry.use_registry", lambda uri: None)
+    monkeypatch.setattr("fmad_dist.registry.evidence.log_evaluation", lambda model, *_: kept.append(model))
+    monkeypatch.setattr("fmad_dist.registry.versions.use_registry", lambda uri: None)
     base = ["evaluate", "--model", str(tmp_path), "--manifest", "m", "--out", str(tmp_path / "out")]
     ended = CliRunner().invoke(app, [*base, *words], catch_exceptions=False)
     assert ended.exit_code == 0

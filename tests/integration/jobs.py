@@ -87,14 +87,14 @@ class Job:
         return found
 
 
-def fmad(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def fmad(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command; with `check` a failure shows its output."""
     done = subprocess.run(
         [sys.executable, "-m", "fmad_dist.cli", *arguments],
         capture_output=True,
         text=True,
         timeout=LAUNCH_SECONDS,
-        env={**os.environ, "MLFLOW_TRACKING_URI": ""},
+        env={**os.environ, "MLFLOW_TRACKING_URI": "", **environment},
         check=False,
     )
     if check:

@@ -1,15 +1,20 @@
-"""Two nodes: two network namespaces joined by a cable, each with one to the machine, where a real S3 server runs."""
+"""Two nodes: two network namespaces joined by a cable, each with one to the machine, where the real servers run: S3,
+and MLflow with users, its runs in PostgreSQL and its artifacts in S3."""
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from jobs import LAUNCH_SECONDS, Job, fmad
+from mlflow_server import MlflowServer
 from radosgw import Radosgw
+from s3fs import S3FileSystem
 from test_training_jobs import TOLERANCE, assert_same_weights
 
 from fmad_dist.training.checkpoint import Checkpoints
@@ -17,6 +22,7 @@ from fmad_dist.training.checkpoint import Checkpoints
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FIRST = "10.77.0.1"
+MACHINE = "10.78.0.254"  # as the first node sees it
 
 
 @pytest.fixture
@@ -47,7 +53,20 @@ def ip(*words: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["ip", *words], check=False)
 
 
-def on_both(nodes: Sequence[str], server: Radosgw, script: str, *words: str) -> list[tuple[int, str, str]]:
+@pytest.fixture
+def mlflow_environment(nodes: tuple[str, str], bucket: str, database: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What a client of the server needs, on the first node and on the machine."""
+    password = secrets.token_hex(16)
+    server = MlflowServer(tmp_path / "mlflow", database, f"{bucket}/mlflow", ("inspector", password), host="0.0.0.0")
+    server.start()
+    user = {"MLFLOW_TRACKING_USERNAME": "inspector", "MLFLOW_TRACKING_PASSWORD": password}
+    yield {"MLFLOW_TRACKING_URI": f"http://{MACHINE}:{server.port}", **user}
+    server.kill()
+
+
+def on_both(
+    nodes: Sequence[str], server: Radosgw, mlflow: dict[str, str], script: str, *words: str
+) -> list[tuple[int, str, str]]:
     """`accelerate launch` of a script with one process per node; (exit code, output, errors) of each node."""
     running = []
     for rank, name in enumerate(nodes):
@@ -59,7 +78,7 @@ def on_both(nodes: Sequence[str], server: Radosgw, script: str, *words: str) -> 
             "AWS_ENDPOINT_URL": f"http://10.{78 + rank}.0.254:{server.port}",
             "GLOO_SOCKET_IFNAME": f"cable{rank}",
         }
-        environment = {**os.environ, **reached, "MLFLOW_TRACKING_URI": "", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **reached, **mlflow, "OMP_NUM_THREADS": "1"}
         wrapped = ["ip", "netns", "exec", name, *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
         running.append(subprocess.Popen(wrapped, **pipes))  # type: ignore[call-overload]
@@ -71,18 +90,24 @@ def on_both(nodes: Sequence[str], server: Radosgw, script: str, *words: str) -> 
 
 
 def test_zero3_on_two_nodes_saves_to_s3_and_resumes_on_one(
-    nodes: tuple[str, str], radosgw: Radosgw, bucket: str, job: Job, zero2: Path
+    nodes: tuple[str, str],
+    radosgw: Radosgw,
+    bucket: str,
+    mlflow_environment: dict[str, str],
+    job: Job,
+    zero2: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     url = f"train.checkpoint_url={bucket}/checkpoints"
-    words = ("--config", str(job.config()), "name=nodes", "train.zero_stage=3", url)
-    examined = on_both(nodes, radosgw, "doctor.py", *words)
+    words = ("--config", str(job.config()), "name=nodes", "train.zero_stage=3", url, "tracking.mlflow=true")
+    examined = on_both(nodes, radosgw, mlflow_environment, "doctor.py", *words)
     assert [code for code, _, _ in examined] == [0, 0], examined
     report = examined[0][1]
     assert "ok    processes: 2 on 2 nodes have met" in report
     assert f"ok    write, read and delete {bucket}/checkpoints/nodes: by 2 processes" in report
     assert "FAIL" not in report
 
-    trained = on_both(nodes, radosgw, "train.py", *words)
+    trained = on_both(nodes, radosgw, mlflow_environment, "train.py", *words)
     assert [code for code, _, _ in trained] == [0, 0], trained
     np.testing.assert_allclose(job.losses("nodes"), job.losses("zero2"), rtol=TOLERANCE)
     assert job.samples("nodes") == job.samples("zero2")
@@ -91,14 +116,41 @@ def test_zero3_on_two_nodes_saves_to_s3_and_resumes_on_one(
     assert checkpoints.steps() == [3, 6]
     assert {name.split("-")[1] for name in checkpoints.read(6).files} == {"00000", "00001"}  # both nodes wrote
 
+    run_id = the_only_run(mlflow_environment, monkeypatch)
+
     checkpoints.remove(6)
-    config = ("--config", str(job.config()), "name=nodes", url, "--processes", "1")
-    again = fmad("train", *config)
+    config = ("--config", str(job.config()), "name=nodes", url, "tracking.mlflow=true", "--processes", "1")
+    again = fmad("train", *config, **mlflow_environment)
     assert f"resumed nodes at step 3 from {bucket}/checkpoints/nodes" in again.stdout
     np.testing.assert_allclose(job.losses("nodes"), job.losses("zero2"), rtol=TOLERANCE)
+
+    assert the_only_run(mlflow_environment, monkeypatch) == run_id
+    shown = fmad("registry", "show", "models:/fmad@candidate", **mlflow_environment).stdout
+    assert f"MLflow run {run_id}" in shown
+    stored = S3FileSystem(use_listings_cache=False).find(f"{bucket}/mlflow")
+    assert [name for name in stored if name.endswith("weights.safetensors")]
+    wrong = mlflow_environment | {"MLFLOW_TRACKING_PASSWORD": "guessed"}
+    refused = fmad("registry", "list", check=False, **wrong)
+    assert refused.returncode == 2
+    assert "refuses this user; check MLFLOW_TRACKING_USERNAME" in refused.stderr
 
     exported = fmad("export", "--run", f"{bucket}/checkpoints/nodes", "--out", str(job.root / "exported"))
     assert "detector of step 6" in exported.stdout
     trained_here = (job.run("nodes") / "detector" / "weights.safetensors").read_bytes()
     assert (job.root / "exported" / "weights.safetensors").read_bytes() == trained_here
     fmad("evaluate", "--model", str(job.root / "exported"), "--manifest", job.manifest, "--out", str(job.root / "e"))
+
+
+def the_only_run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of the one MLflow run that there is: finished, with the loss of every step exactly once."""
+    from mlflow import MlflowClient
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    client: Any = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
+    return str(run.info.run_id)

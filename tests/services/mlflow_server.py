@@ -18,11 +18,36 @@ START_SECONDS = 180  # it imports much, and makes its tables
 Fault = Literal["none", "error", "hang", "forbidden"]
 
 
-class MlflowServer:
-    """A tracking server on sqlite with artifacts in `folder`; what it stored survives `kill` and another `start`."""
+AUTH = """\
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///{folder}/users.db
+admin_username = {user}
+admin_password = {password}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
 
-    def __init__(self, folder: Path) -> None:
+
+class MlflowServer:
+    """A tracking server on sqlite with artifacts in `folder`; what it stored survives `kill` and another `start`.
+
+    As large installations have it: `store` is the URL of a database, `artifacts` that of a bucket, `admin` is a name
+    and a password of at least 12 characters that every request must have.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str | None = None,
+        artifacts: str | None = None,
+        admin: tuple[str, str] | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.folder = folder
+        self.store = store or f"sqlite:///{folder / 'server.db'}"
+        self.artifacts = artifacts or str(folder / "artifacts")
+        self.admin = admin
+        self.host = host
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -32,11 +57,17 @@ class MlflowServer:
 
     def start(self) -> "MlflowServer":
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
+        command += ["--backend-store-uri", self.store, "--workers", "1", "--artifacts-destination", self.artifacts]
+        environment = {**os.environ, "MLFLOW_SERVER_ALLOWED_HOSTS": "*"}  # nodes reach it by its address
+        environment["MLFLOW_S3_ENDPOINT_URL"] = os.environ.get("AWS_ENDPOINT_URL", "")
+        if self.admin is not None:
+            command += ["--app-name", "basic-auth"]
+            settings = self.folder / "auth.ini"
+            settings.write_text(AUTH.format(folder=self.folder, user=self.admin[0], password=self.admin[1]))
+            environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of a test"}
         with open(self.folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             log_text = (self.folder / "server.log").read_text(errors="replace")[-2000:]

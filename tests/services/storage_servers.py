@@ -1,4 +1,4 @@
-"""Fixtures with S3 servers: moto's for quick tests, Ceph's RADOS gateway for real ones."""
+"""Fixtures with servers: moto's S3 for quick tests, Ceph's RADOS gateway for real ones, PostgreSQL."""
 
 import os
 import tempfile
@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from radosgw import Radosgw, is_running, missing_programs
 
@@ -26,6 +27,22 @@ def radosgw() -> Iterator[Radosgw]:
         server.stop()
         assert len(pids) == 3
         assert not any(map(is_running, pids)), "a daemon outlived its tests"
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    """The URL of a running, empty PostgreSQL. Where continuous integration runs, its absence is an error."""
+    missing = postgres.missing_programs()
+    if missing:
+        reason = f"no PostgreSQL: {', '.join(missing)} not installed (postgresql)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="fmad-sql-") as folder:
+        os.chmod(folder, 0o755)  # the server runs as another user
+        server = postgres.Postgres(Path(folder) / "postgres").start()
+        yield server.url
+        server.stop()
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from mlflow_server import BadProxy, MlflowServer
 
 from fmad_dist.config import RunConfig, TrackingConfig
 from fmad_dist.config_files import dump_config
+from fmad_dist.registry.register import sync_run
 from fmad_dist.tracking import runs, uploader
 from fmad_dist.tracking.record import RunRecord, read_lines
-from fmad_dist.tracking.registry import sync_run
 from fmad_dist.tracking.runs import TrackedRun, connect
 from fmad_dist.tracking.uploader import LineReader, send
 

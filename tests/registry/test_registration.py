@@ -1,5 +1,6 @@
 """Runs and models in a real MLflow on sqlite. One server and one registered detector for all tests: both are slow."""
 
+import base64
 import json
 import os
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,14 +17,11 @@ from fmad_dist.config import RunConfig, TrackingConfig
 from fmad_dist.config_files import flat_config
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
+from fmad_dist.evaluation.results import EVALUATION_FILES
+from fmad_dist.registry.evidence import log_evaluation
+from fmad_dist.registry.register import register_run
+from fmad_dist.registry.versions import download_model, named_version
 from fmad_dist.tracking.record import RunRecord
-from fmad_dist.tracking.registry import (
-    EVALUATION_FILES,
-    download_model,
-    log_evaluation,
-    named_version,
-    register_run,
-)
 from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
 
 NAME = "inspector"
@@ -104,8 +103,12 @@ def test_the_version_names_data_and_licence(finished: Finished) -> None:
     version = finished.client.get_model_version_by_alias(NAME, "candidate")
     assert version.run_id == finished.tracked.run_id
     spec = json.loads((finished.detector / "detector.json").read_text())
-    for key in ("manifest_digests", "licences", "class_names"):
-        assert json.loads(version.tags[f"fmad.{key}"]) == spec[key]
+    assert json.loads(version.tags["fmad.data"]) == spec["manifest_digests"]
+    assert version.tags["fmad.weights_sha256"] == spec["weights_sha256"]
+    (lineage,) = download_model(f"models:/{NAME}/{version.version}").rglob("lineage.json")
+    body = json.loads(lineage.read_text())
+    assert (body["run_id"], body["licences"]) == (finished.tracked.run_id, spec["licences"])
+    assert body["config"] == finished.config.model_dump(mode="json")
     noted = json.loads((finished.config.run_dir / "registered.json").read_text())
     assert noted == {"name": NAME, "version": str(version.version)}
 
@@ -119,18 +122,26 @@ def test_a_registered_detector_is_the_trained_one(finished: Finished) -> None:
         assert torch.equal(found.thresholds, expected.thresholds)
 
 
-def test_mlflow_serves_the_same_scores(finished: Finished) -> None:
+def test_mlflow_loads_the_same_scores(finished: Finished) -> None:
     import mlflow
+    import pandas as pd
 
-    expected = Detector.load(finished.detector)(images())
+    from fmad_dist.images import open_image
+
     model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
-    table = model.predict(images().permute(0, 2, 3, 1).numpy())
-    assert table["score"].tolist() == expected.scores.double().tolist()
-    assert table["anomalous"].tolist() == expected.anomalous.tolist()
-    names = Detector.load(finished.detector).spec.class_names
-    assert table["class_name"].tolist() == [names[number] for number in expected.classes]
+    assert model.metadata.signature.inputs.input_names() == ["image"]
+    example = model.input_example["image"]
+    pixels = open_image(base64.b64decode(example[0]), "the example").convert("RGB").resize((64, 64))
+    expected = Detector.load(finished.detector)(
+        torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1)[None].contiguous()
+    )
+    table = model.predict(pd.DataFrame({"image": [example[0], "nothing"]}), params={"sensitivity": 1.0})
+    assert table["score"][0] == pytest.approx(expected.scores.item(), rel=1e-5)
+    assert table["class_name"][0] == f"toy/{expected.classes.item()}"
+    assert table["anomalous"].tolist() == [True, None]
+    assert "not base64" in table["error"][1]
     with pytest.raises(mlflow.exceptions.MlflowException):
-        model.predict(images()[:, :, :32, :32].permute(0, 2, 3, 1).numpy())
+        model.predict(pd.DataFrame({"picture": example}))
 
 
 def test_a_registered_model_holds_no_pickles(finished: Finished) -> None:
@@ -161,16 +172,22 @@ def test_a_run_is_registered_again(finished: Finished) -> None:
 
 
 def test_an_evaluation_is_copied_to_its_version(finished: Finished, tmp_path: Path) -> None:
-    results = {"mean": {"image_auroc": 0.75, "pixel_ap": None}, "protocol": {"name": "p"}}
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    """Of a registered model, and of a run directory whose detector was registered."""
+    weights = json.loads((finished.detector / "detector.json").read_text())["weights_sha256"]
     for name in EVALUATION_FILES[1:]:
         (tmp_path / name).write_text("x")
-    log_evaluation(f"models:/{NAME}/1", tmp_path)
-    version = finished.client.get_model_version(NAME, "1")
-    assert version.tags["fmad.test_image_auroc"] == "0.750000"
-    assert finished.run.data.metrics["test_image_auroc"] == 0.75
-    found = {item.path for item in finished.client.list_artifacts(finished.tracked.run_id, "evaluation")}
-    assert found == {f"evaluation/{name}" for name in EVALUATION_FILES}
+    for model, number, value in ((f"models:/{NAME}/1", "1", 0.75), (str(finished.config.run_dir), "2", 0.5)):
+        results = {"mean": {"image_auroc": value, "pixel_ap": None}, "protocol_title": "p v1"}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        log_evaluation(model, tmp_path, weights, {"toy": "d"}, ["data"])
+        version = finished.client.get_model_version(NAME, number)
+        assert version.tags["fmad.test_image_auroc"] == f"{value:.6f}"
+        assert finished.run.data.metrics["test_image_auroc"] == value
+        folder = f"evaluation/version-{number}"
+        found = {item.path for item in finished.client.list_artifacts(finished.tracked.run_id, folder)}
+        assert found == {f"{folder}/{name}" for name in EVALUATION_FILES}
+    log_evaluation(str(finished.config.run_dir), tmp_path, "0" * 64, {}, [])  # other weights than were registered
+    assert "toy" in finished.client.get_model_version(NAME, "2").tags["fmad.evaluation"]
 
 
 def test_a_report_names_the_version_behind_an_alias(finished: Finished) -> None:

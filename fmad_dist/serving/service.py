@@ -1,0 +1,108 @@
+"""What a served detector answers: one row per image, and a row with an error for one that cannot be scored."""
+
+import base64
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fmad_dist.detector import Detections, Detector
+from fmad_dist.errors import UserError
+from fmad_dist.images import level_png, open_image, square_rgb
+from fmad_dist.scoring.calibration import ThresholdName
+from fmad_dist.serving.sources import Sources
+
+BATCH = 8
+COLUMNS = ("score", "normalised", "anomalous", "class_name", "threshold", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request may ask for."""
+
+    sensitivity: float = 0.5
+    threshold: ThresholdName = "class"
+    maps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threshold not in ("class", "global"):
+            raise UserError(f"threshold {self.threshold!r}: choose class or global.")
+
+
+class Service:
+    """A detector that many threads may ask. Images are decoded and scored by one thread at a time, which bounds memory:
+    the largest image that is let in is held once, however many clients send one."""
+
+    def __init__(self, detector: Detector, sources: Sources) -> None:
+        self.detector = detector
+        self.sources = sources
+        self._alone = threading.Lock()
+
+    def answer(self, images: Sequence[object], wishes: Wishes) -> list[dict[str, Any]]:
+        """A row with `COLUMNS` per image, in order, and with `map` if it is wished for; what is not known is None.
+
+        Raises:
+            UserError: the request as a whole makes no sense.
+        """
+        detector = self.detector.with_threshold(wishes.threshold).with_sensitivity(wishes.sensitivity)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(images), BATCH):
+            chunk = images[start : start + BATCH]
+            rows += self._chunk(detector, chunk, [f"image {start + number}" for number in range(len(chunk))], wishes)
+        return rows
+
+    def _chunk(
+        self, detector: Detector, images: Sequence[object], names: Sequence[str], wishes: Wishes
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [_row(wishes) for _ in images]
+        files: list[bytes | None] = []
+        for row, image, name in zip(rows, images, names, strict=True):
+            try:
+                files.append(self.sources.read(image, name))
+            except UserError as error:
+                files.append(None)
+                row["error"] = str(error)
+        with self._alone:
+            pixels: list[np.ndarray] = []
+            for number, name in enumerate(names):
+                data, files[number] = files[number], None
+                if data is None:
+                    continue
+                try:
+                    picture = square_rgb(open_image(data, name), detector.image_size, name)
+                    pixels.append(np.asarray(picture))
+                except UserError as error:
+                    rows[number]["error"] = str(error)
+            readable = [row for row in rows if row["error"] is None]
+            if readable:
+                found = detector(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+                _fill(readable, found, detector.spec.class_names, wishes)
+        return rows
+
+
+def _row(wishes: Wishes) -> dict[str, Any]:
+    return dict.fromkeys((*COLUMNS, "map") if wishes.maps else COLUMNS)
+
+
+def _fill(rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequence[str], wishes: Wishes) -> None:
+    columns: dict[str, list[Any]] = {
+        "score": _finite(found.scores),
+        "normalised": _finite(found.normalised),
+        "anomalous": found.anomalous.tolist(),
+        "class_name": [class_names[number] for number in found.classes.tolist()],
+        "threshold": _finite(found.thresholds),
+    }
+    if wishes.maps:
+        levels = found.relative_maps.cpu().numpy()
+        columns["map"] = [base64.b64encode(level_png(one)).decode() for one in levels]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+
+
+def _finite(values: torch.Tensor) -> list[float | None]:
+    """JSON knows no infinite threshold and no NaN."""
+    return [value if np.isfinite(value) else None for value in values.double().tolist()]

@@ -1,0 +1,140 @@
+"""A registered version behind `mlflow models serve`, asked over HTTP."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow_server import free_port
+from pictures import encoded, odd_images, picture, sent
+
+from fmad_dist.config import RunConfig, TrackingConfig
+from fmad_dist.detector import Detector
+from fmad_dist.detector_files import SPEC_NAME
+from fmad_dist.errors import UserError
+from fmad_dist.tracking.record import RunRecord
+from fmad_dist.tracking.runs import TrackedRun, tracking_uri
+
+pytestmark = pytest.mark.slow  # MLflow, its database and a server of its own take 30 s on a busy machine
+
+START_SECONDS = 180
+
+
+class Served:
+    """`mlflow models serve` of a version."""
+
+    def __init__(self, uri: str, tracking: str, log: Path) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", uri]
+        command += ["--port", self.url.rpartition(":")[2], "--workers", "1"]
+        with open(log, "wb") as file:
+            environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking}
+            self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
+        deadline = time.monotonic() + START_SECONDS
+        while not self.alive():
+            assert self._process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.3)
+
+    def alive(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def ask(self, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.loads(answer.read(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+
+def registered(config: RunConfig, detector: Detector) -> Path:
+    tracked = TrackedRun(config, RunRecord(config.run_dir, is_main=True))
+    tracked.start(None)
+    detector.save(config.run_dir / "detector")
+    tracked.finish(config.run_dir / "detector")
+    tracked.close()
+    return config.run_dir / "detector"
+
+
+def table(images: list[object]) -> dict[str, Any]:
+    return {"columns": ["image"], "data": [[image] for image in images]}
+
+
+def test_a_version_is_served_over_http(
+    make_detector: Callable[..., Detector],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = RunConfig(name="first", output=str(tmp_path / "runs"), tracking=TrackingConfig(model_name="served"))
+    detector = make_detector((1.0,))
+    good = [picture(seed) for seed in range(10)]
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in good])).permute(0, 3, 1, 2).contiguous()
+    detector = make_detector((detector(pixels).scores.median().item(),))
+    folder = registered(config, detector)
+    said = capfd.readouterr()
+    assert (said.out + said.err).splitlines() == ["registered models:/served/1 (alias candidate)"]  # MLflow is silent
+    server = Served("models:/served/1", tracking_uri(config), tmp_path / "serve.log")
+    try:
+        _check_answers(server, Detector.load(folder), pixels, [sent(encoded(image)) for image in good])
+    finally:
+        server.stop()
+    _check_changed_files(tmp_path)
+
+
+def _check_answers(server: Served, detector: Detector, pixels: torch.Tensor, images: list[str]) -> None:
+    found = detector(pixels)
+    for form in ({"dataframe_split": table(images)}, {"dataframe_records": [{"image": image} for image in images]}):
+        rows = server.ask(form)["predictions"]
+        assert [row["score"] for row in rows] == pytest.approx(found.scores.tolist(), rel=1e-4)
+        assert [row["anomalous"] for row in rows] == found.anomalous.tolist()
+        assert 0 < sum(row["anomalous"] for row in rows) < 10
+    odd = odd_images()
+    mixed = [images[0], *(bad for bad, _ in odd.values()), images[1]]
+    rows = server.ask({"dataframe_split": table(mixed)})["predictions"]
+    assert [row["error"] is None for row in rows] == [True, *[False] * len(odd), True]
+    for row, (_, message) in zip(rows[1:-1], odd.values(), strict=True):
+        assert message in row["error"]
+        assert row["score"] is None
+    params = {"sensitivity": 1.0, "threshold": "global", "maps": True}
+    rows = server.ask({"dataframe_split": table(images[:2]), "params": params})["predictions"]
+    assert [(row["anomalous"], row["threshold"]) for row in rows] == [(True, None)] * 2  # minus infinity is no JSON
+    assert all(row["map"] for row in rows)
+    wrong_column = {"dataframe_records": [{"picture": images[0]}]}
+    for bad in ({"dataframe_split": table(images[:1]), "params": {"sensitivity": 3.0}}, wrong_column, {}):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            server.ask(bad)
+        assert caught.value.code == 400
+    assert server.alive()
+
+
+def _check_changed_files(root: Path) -> None:
+    """Who may write the stored files, but not the registry, is noticed however well the files fit together."""
+    (stored,) = (root / "runs" / "mlartifacts").rglob(SPEC_NAME)
+    spec = json.loads(stored.read_text())
+    Detector.load("models:/served@candidate")
+    again = Detector.load(stored.parent)
+    again.spec = again.spec.model_copy(update={"seed": spec["seed"] + 1})
+    again.save(stored.parent)
+    for uri in ("models:/served/1", "models:/served@candidate"):
+        with pytest.raises(UserError, match="not the one that was registered"):
+            Detector.load(uri)
