@@ -142,7 +142,8 @@ def check_registry(registry: str, results: dict) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "6"
     assert [m.step for m in client.get_metric_history(version.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    logged = {f.path.removeprefix("evaluation/") for f in client.list_artifacts(version.run_id, "evaluation")}
+    folder = f"evaluation/version-{version.version}"
+    logged = {file.path.removeprefix(f"{folder}/") for file in client.list_artifacts(version.run_id, folder)}
     assert logged == {*TABLES, "report.html", "speed.json"}
 
 
