@@ -80,8 +80,8 @@ class Page {
     }
     const known = this.data.truthNames.length > 0;
     const parts = [
-      ["anomalous", number.anomalous, known ? `${wrong.anomalous} false alarms` : ""],
-      ["normal", number.normal, known ? `${wrong.normal} missed` : ""],
+      ["anomalous", number.anomalous, known ? `false alarms ${wrong.anomalous}` : ""],
+      ["normal", number.normal, known ? `missed ${wrong.normal}` : ""],
     ];
     if (number.unreadable) parts.push(["unreadable", number.unreadable, ""]);
     by("counts").replaceChildren(
@@ -119,7 +119,7 @@ class Page {
     const { scale, facts, names, classNames, truthNames, heats } = this.data;
     by("facts").textContent = [
       `${names.length.toLocaleString("en")} images`,
-      ...Object.entries(facts).map(([name, value]) => `${name} ${value}`),
+      ...Object.entries(facts).filter(([, value]) => value).map(([name, value]) => `${name} ${value}`),
     ].join(" · ");
     for (const [id, options] of [["class", classNames], ["truth", truthNames]]) {
       by(id).append(...options.map((name, position) => new Option(name || "none", position)));
