@@ -32,12 +32,14 @@ def run_demo(data: Path | None, out: Path, config: Path, processes: int) -> str:
     results = out / "results" / dataset
     _fmad("evaluate", *common, "--manifest", str(shards), "--out", str(results), "--processes", str(processes))
     test_folder = next(iter(sorted(source.glob("*/test"))))
-    _fmad("predict", *common, "--source", str(test_folder), "--out", str(out / "predictions" / dataset))
+    predictions = out / "predictions" / dataset
+    where = ["--source", str(test_folder), "--out", str(predictions), "--processes", str(processes), "--overwrite"]
+    _fmad("predict", *common, *where)
     mean = read_results(results)["mean"]
     print(f"contact sheet  {out / f'{dataset}.png'}")
     print(f"run            {run}   (metrics.jsonl, config.yaml, checkpoints/, detector/)")
     print(f"MLflow         {tracking['uri']}   (look: mlflow ui --backend-store-uri {tracking['uri']})")
-    print(f"predictions    {out / 'predictions' / dataset}   (scores.csv, maps/, overlays/)")
+    print(f"predictions    {predictions}   (scores.parquet, maps/, overlays/; look: fmad view {predictions})")
     return (
         f"demo: image_auroc={mean['image_auroc']:.3f} pixel_auroc={mean['pixel_auroc']:.3f} aupro={mean['aupro']:.3f} "
         f"model={model} report={results / 'report.html'}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fmad_dist.errors import UserError, first_line
 
@@ -106,8 +106,9 @@ def decoding(where: object) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(
-            f"{where}: cannot be decoded as an image ({first_line(error)}); it may be truncated, replace it."
+            f"{where}: cannot be decoded as an image ({reason}); it may be truncated, replace it."
         ) from error
 
 

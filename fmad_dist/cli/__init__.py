@@ -7,7 +7,7 @@ import typer
 
 from data_tools.cli import app as data_app
 from fmad_dist.cli.evaluation import bench, compare, evaluate
-from fmad_dist.cli.inspection import predict
+from fmad_dist.cli.inspection import predict, view
 from fmad_dist.cli.onnx import export_onnx
 from fmad_dist.cli.registry import app as registry_app
 from fmad_dist.cli.training import demo, doctor, export, follow, sync, train
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, doctor, export, export_onnx, evaluate, follow, compare, bench, predict, sync, demo):
+for command in (train, doctor, export, export_onnx, evaluate, follow, compare, bench, predict, view, sync, demo):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(registry_app, name="registry")

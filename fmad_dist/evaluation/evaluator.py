@@ -23,6 +23,7 @@ from fmad_dist.evaluation.speed import Stopwatch
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.progress import Progress
+from fmad_dist.shares import in_shards
 from fmad_dist.stream.batches import Failure
 from fmad_dist.stream.manifest import Sample
 from fmad_dist.stream.mixture import Mixture
@@ -130,13 +131,9 @@ def _end_shard(number: int, state: EvaluationState, partial: PartialStates | Non
         partial.save(state)
 
 
-def test_shards(mixture: Mixture) -> list[list[list[int]]]:
-    """The global indices of the test split in order, in batches, in at most MAX_SHARDS shards of equally many batches:
-    a function of the data alone."""
-    rows = mixture.rows("test")
-    batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)]
-    size = max(1, -(-len(batches) // MAX_SHARDS))
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
+def test_shards(mixture: Mixture) -> list[list[Sequence[int]]]:
+    """The global indices of the test split in order, in batches, in shards: a function of the data alone."""
+    return in_shards(mixture.rows("test").tolist(), BATCH, MAX_SHARDS)
 
 
 def own_test_batches(
@@ -205,7 +202,7 @@ def _sample(mixture: Mixture, row: int) -> Sample:
     return dataset.sample(place)
 
 
-def _read(images: TestImages, batches: list[list[int]], workers: int) -> Iterator[TestBatch]:
+def _read(images: TestImages, batches: list[Sequence[int]], workers: int) -> Iterator[TestBatch]:
     loader: DataLoader = DataLoader(
         images,
         sampler=batches,

@@ -10,9 +10,7 @@ So what is scored again after a kill replaces its own file, and every map is the
 
 import io
 import json
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from fmad_dist.evaluation.native import at_size
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.state import ScoredImage
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
+from fmad_dist.storage.behind import WriteBehind
 from fmad_dist.storage.scratch import remove_abandoned
 
 FORMAT, INDEX = "fmad-maps/1", "maps.json"
 ROUNDING = 0.01  # of a map's range, the most that float16 may change
-THREADS, MAX_WAITING = 4, 8
 
 
 class MapFiles:
@@ -43,8 +41,7 @@ class MapFiles:
         self.evaluation = evaluation
         self._prefix = f"maps-{evaluation}-"
         self._shard: list[dict[str, Any]] = []
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="maps")
-        self._waiting: deque[Future[None]] = deque()
+        self._writes = WriteBehind()
 
     def prepare(self) -> None:
         """Before any rank writes, on the main one: what a kill left half-written goes, and only maps of this evaluation
@@ -73,19 +70,18 @@ class MapFiles:
             self._shard.append(_members(scored))
         if self.tiff is not None:
             tiff, name, anomaly_map = self.tiff, f"{scored.sample_id}.tiff", scored.anomaly_map
-            self._put(lambda: tiff.write(name, _tiff_bytes(at_size(anomaly_map, height, width))))
+            self._writes.put(lambda: tiff.write(name, _tiff_bytes(at_size(anomaly_map, height, width))))
 
     def end_shard(self, number: int) -> None:
         """All images of a shard were added since the last one ended."""
         if self.tars is not None:
             tars, name, samples = self.tars, self._name(number), self._shard
-            self._put(lambda: tars.write(name, _tar_bytes(samples)))
+            self._writes.put(lambda: tars.write(name, _tar_bytes(samples)))
         self._shard = []
 
     def wait(self) -> None:
         """Until everything that was added is stored."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        self._writes.wait()
 
     def write_index(self, shards: Sequence[Sequence[str]], model: str, protocol: Protocol) -> None:
         """When all ranks have ended, on the main one; `shards` are the sample ids of each.
@@ -118,11 +114,6 @@ class MapFiles:
 
     def _name(self, number: int) -> str:
         return f"{self._prefix}{number:06d}.tar"
-
-    def _put(self, write: Callable[[], None]) -> None:
-        while len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(write))
 
 
 def stored_map(anomaly_map: np.ndarray) -> np.ndarray:

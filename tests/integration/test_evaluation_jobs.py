@@ -17,7 +17,10 @@ from jobs import LAUNCH_SECONDS, Job, fmad
 
 from fmad_dist.detector import Detector
 from fmad_dist.evaluation.evaluator import own_test_batches
+from fmad_dist.prediction.run import PredictionOptions, predict
+from fmad_dist.prediction.table import TABLE_NAME, read_parquet
 from fmad_dist.scoring.config import InversionConfig
+from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.world import World
 
@@ -139,22 +142,34 @@ def check_registry(registry: str, results: dict) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["train.steps"] == "6"
     assert [m.step for m in client.get_metric_history(version.run_id, "loss")] == [1, 2, 3, 4, 5, 6]
-    logged = {f.path.removeprefix("evaluation/") for f in client.list_artifacts(version.run_id, "evaluation")}
+    folder = f"evaluation/version-{version.version}"
+    logged = {file.path.removeprefix(f"{folder}/") for file in client.list_artifacts(version.run_id, folder)}
     assert logged == {*TABLES, "report.html", "speed.json"}
 
 
 def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, registry: str) -> None:
-    source, out = job.root / "images" / "disc" / "test", job.root / "predictions"
+    """Two processes whose shards a damaged image makes uneven; one process gives the same bytes."""
+    source, out = job.root / "predicted", job.root / "predictions"
+    for path in sorted((job.root / "images").glob("*/test/*/*.png")):
+        Store(source).write(f"{path.parts[-4]}/{path.parts[-2]}/{path.name}", path.read_bytes())
+    (source / "bar" / "cut.png").write_bytes(b"")
     model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
-    fmad("predict", *model, "--source", str(source), "--out", str(out))
-    with open(out / "scores.csv") as file:
-        predicted = {row["image"].removesuffix(".png"): row for row in csv.DictReader(file)}
+    done = fmad("predict", *model, "--source", str(source), "--out", str(out), "--processes", "2", check=False)
+    assert done.returncode == 2
+    assert f"error: 1 images could not be scored, first: {source}/bar/cut.png" in done.stderr.splitlines()[-1]
+    predicted = {
+        row["image"].removesuffix(".png"): row for row in read_parquet((out / TABLE_NAME).read_bytes()).to_pylist()
+    }
+    assert predicted.pop("bar/cut")["decision"] == "unreadable"
     with open(job.root / "results-1" / "scores.csv") as file:
         evaluated = {row["sample_id"]: float(row["score"]) for row in csv.DictReader(file)}
-    assert len(predicted) == 9
+    assert len(predicted) == len(evaluated) == 27
     for name, row in predicted.items():
-        assert float(row["score"]) == pytest.approx(evaluated[f"tiny/disc/test/{name}"], rel=1e-4)
-        assert row["class"] == "tiny/disc"
-        assert (row["decision"] == "anomalous") == (float(row["score"]) > float(row["threshold"]))
-        assert (out / "maps" / f"{name}.png.png").is_file()
-        assert (out / "overlays" / f"{name}.png.png").is_file()
+        class_name, _, rest = name.partition("/")
+        assert row["score"] == pytest.approx(evaluated[f"tiny/{class_name}/test/{rest}"], rel=1e-4)
+        assert row["class"] == f"tiny/{class_name}"
+        assert (row["decision"] == "anomalous") == (row["score"] > row["threshold"])
+    predict(Detector.load(zero2), PredictionOptions([str(source)], str(job.root / "alone")), World())
+    for path in out.rglob("*.p*"):
+        assert path.read_bytes() == (job.root / "alone" / path.relative_to(out)).read_bytes()
+    assert len(list((out / "maps").rglob("*.png"))) == len(list((out / "overlays").rglob("*.png"))) == 27

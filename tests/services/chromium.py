@@ -62,8 +62,8 @@ class Chromium:
         self._buffer = b""
         self._events: list[dict[str, Any]] = []
 
-    def open(self, page: Path, width: int, height: int = 900, dark: bool = False) -> "Page":
-        """Load a local file in a new tab whose window has this size in CSS pixels; phones are at most 500 wide."""
+    def open(self, page: Path | str, width: int, height: int = 900, dark: bool = False) -> "Page":
+        """Load a local file or a URL in a new tab whose window has this size in CSS pixels; phones are at most 500."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         opened = Page(self, session, width)
@@ -73,7 +73,7 @@ class Chromium:
         opened.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         opened.call("Emulation.setEmulatedMedia", features=[scheme])
-        opened.call("Page.navigate", url=page.resolve().as_uri())
+        opened.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         opened.wait("Page.loadEventFired")
         return opened
 

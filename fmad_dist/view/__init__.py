@@ -1,0 +1,1 @@
+"""A local page to look through scored images: what a prediction or an evaluation found."""
