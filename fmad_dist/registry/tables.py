@@ -159,11 +159,12 @@ def _means(names: list[str], a: dict[str, Any] | Any, b: dict[str, Any] | Any) -
 
 def _classes(names: list[str], a: dict[str, Any] | Any, b: dict[str, Any] | Any, metric: str) -> Table:
     table = Table(f"{metric} of class", *names, "difference")
-    both = {key: (a["classes"].get(key), b["classes"].get(key)) for key in sorted({*a["classes"], *b["classes"]})}
-    values = {key: tuple(None if one is None else one[metric] for one in pair) for key, pair in both.items()}
-    lost = {key: 0.0 if None in (old, new) else new - old for key, (old, new) in values.items()}
-    for key in sorted(values, key=lambda key: (lost[key], key)):
-        table.add_row(key, *map(_number, values[key]), _difference(*values[key]))
+    rows: list[tuple[float, str, float | None, float | None]] = []
+    for key in {*a["classes"], *b["classes"]}:
+        old, new = (one["classes"].get(key, {}).get(metric) for one in (a, b))
+        rows.append((0.0 if old is None or new is None else new - old, key, old, new))
+    for _, key, old, new in sorted(rows, key=lambda row: row[:2]):
+        table.add_row(key, _number(old), _number(new), _difference(old, new))
     return table
 
 
