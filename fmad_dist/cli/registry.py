@@ -49,7 +49,8 @@ def show(model: ModelArgument, tracking_uri: TrackingUri = None) -> None:
 def promote(
     model: ModelArgument,
     gate: Annotated[
-        Path | None, typer.Option("--gate", help="YAML file of the gate, see configs/gate.yaml; default its values.")
+        Path | None,
+        typer.Option("--gate", help="YAML file of the gate, see configs/registry/gate.yaml; default its values."),
     ] = None,
     break_lock: BreakLock = False,
     tracking_uri: TrackingUri = None,

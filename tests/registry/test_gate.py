@@ -119,7 +119,7 @@ def test_nothing_accepted_is_worse_than_the_gate_says(values: list[float], most:
 
 
 def test_the_file_in_configs_is_the_default(tmp_path: Path) -> None:
-    assert load_gate(Path(__file__).parents[2] / "configs" / "gate.yaml") == load_gate(None)
+    assert load_gate(Path(__file__).parents[2] / "configs" / "registry" / "gate.yaml") == load_gate(None)
     wrong = tmp_path / "gate.yaml"
     wrong.write_text("thresholds: {image_aurok: 0.9}")
     with pytest.raises(UserError, match="image_aurok is no metric"):

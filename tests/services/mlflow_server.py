@@ -60,6 +60,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         command += ["--backend-store-uri", self.store, "--workers", "1", "--artifacts-destination", self.artifacts]
         environment = {**os.environ, "MLFLOW_SERVER_ALLOWED_HOSTS": "*"}  # nodes reach it by its address
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes, for what is not used here
         environment["MLFLOW_S3_ENDPOINT_URL"] = os.environ.get("AWS_ENDPOINT_URL", "")
         if self.admin is not None:
             command += ["--app-name", "basic-auth"]

@@ -181,7 +181,7 @@ def test_a_bad_server_slows_and_loses_nothing(place: Place, capsys: pytest.Captu
     for fault in ("error", "hang", "forbidden"):
         place.proxy.behave(fault)
         seen = place.proxy.num_faults
-        assert train(record, step + 1, step + 20) < 1.0  # it writes a line to a file, and waits for nobody
+        assert train(record, step + 1, step + 20) < 10.0  # it writes lines to a file; who waits, waits 20 s
         step += 20
         wait_for(lambda seen=seen: place.proxy.num_faults > seen)
         place.proxy.behave("none")
@@ -190,7 +190,7 @@ def test_a_bad_server_slows_and_loses_nothing(place: Place, capsys: pytest.Captu
         at_server = SimpleNamespace(step=step)
         wait_for(lambda want=at_server: uploader.last_step(connect(place.proxy.url), str(tracked.run_id)) == want.step)
     place.server.kill()
-    assert train(record, step + 1, step + 40) < 1.0
+    assert train(record, step + 1, step + 40) < 10.0
     place.server.start()
     train(record, step + 41, step + 50)
     tracked.close(patience_s=60.0)
