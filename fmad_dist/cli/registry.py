@@ -50,7 +50,7 @@ def promote(
     model: ModelArgument,
     gate: Annotated[
         Path | None,
-        typer.Option("--gate", help="YAML file of the gate, see configs/registry/gate.yaml; default its values."),
+        typer.Option("--gate", help="YAML file, see configs/registry/gate.yaml; default its values."),
     ] = None,
     break_lock: BreakLock = False,
     tracking_uri: TrackingUri = None,
