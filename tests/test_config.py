@@ -11,7 +11,8 @@ from fmad_dist.config_files import dump_config, flat_config, load_config, parse_
 from fmad_dist.errors import UserError
 from fmad_dist.scoring.config import SCORER_CONFIGS, InversionConfig
 
-FILES = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "registry")
 CONFIGS = [file for file in FILES if file.name != "five.yaml"]  # the others are of runs
 
 

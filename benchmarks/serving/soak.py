@@ -72,7 +72,9 @@ def registered(detector: Path, scratch: Path) -> str:
 def start(tracking: str, scratch: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", "models:/soak/1"]
     command += ["--port", str(PORT), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking, "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "300"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
+    waits = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": "300"}
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": tracking, **waits}
     with open(scratch / "serve.log", "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
     while not alive():

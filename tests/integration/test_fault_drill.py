@@ -174,13 +174,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(job: Job, tmp_path: Path) -> None
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def faulty(
-    job: Job, name: str, bad_steps: str, *options: str, once: bool = False, processes: int = 2
-) -> subprocess.CompletedProcess[str]:
-    """Train under plain `accelerate launch`; see faulty_train.py."""
+def faulty(job: Job, name: str, bad_steps: str, *options: str, once: bool = False) -> subprocess.CompletedProcess[str]:
+    """Train on two processes under plain `accelerate launch`; see faulty_train.py."""
     root = Path(__file__).parents[2]
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "launcher/accelerate/one_node.yaml")]
-    launch += ["--num_processes", str(processes)]
+    launch += ["--num_processes", "2"]
     words = [str(Path(__file__).with_name("faulty_train.py")), "--config", str(job.config()), f"name={name}", *options]
     environment = {
         "FMAD_TEST_BAD_STEPS": bad_steps,
@@ -213,7 +211,7 @@ def test_steps_that_are_not_finite_are_skipped_then_undone_then_fatal(job: Job, 
     )
     assert job.losses("nan-undone") == job.losses("zero2")
 
-    fatal = faulty(job, "nan-fatal", "3,4", "train.max_skipped=2", "train.max_rollbacks=1", processes=1)
+    fatal = faulty(job, "nan-fatal", "3,4", "train.max_skipped=2", "train.max_rollbacks=1")
     assert fatal.returncode != 0
     assert "error: training diverged: 2 steps in a row up to step 5" in fatal.stderr
     assert "after 1 returns to a checkpoint; lower train.lr" in fatal.stderr

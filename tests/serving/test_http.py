@@ -38,7 +38,8 @@ class Served:
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", uri]
         command += ["--port", self.url.rpartition(":")[2], "--workers", "1"]
         with open(log, "wb") as file:
-            environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking}
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
+            environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking, "PATH": path}
             self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
         deadline = time.monotonic() + START_SECONDS
         while not self.alive():
