@@ -77,22 +77,22 @@ def tracked_run(run: Path) -> TrackedRun:
 
 def _log_model(detector: Path, name: str, run_id: str) -> str:
     import mlflow
-    from mlflow.utils.logging_utils import disable_logging, enable_logging
+    from mlflow.utils.autologging_utils.logging_and_warnings import MlflowEventsAndWarningsBehaviorGlobally
 
     from fmad_dist.serving.signature import input_example, signature
 
-    disable_logging()  # what it says about each step is not what the user asked for
-    try:
-        with mlflow.start_run(run_id=run_id):
-            logged: Any = mlflow.pyfunc.log_model(
-                name="detector",
-                python_model=str(Path(__file__).parents[1] / "serving" / "pyfunc.py"),
-                artifacts={"detector": str(detector)},
-                signature=signature(),
-                input_example=input_example(),
-                pip_requirements=["fmad-dist"],
-                registered_model_name=name,
-            )
-    finally:
-        enable_logging()
+    # What it says about each step is not what the user asked for.
+    silence = MlflowEventsAndWarningsBehaviorGlobally(
+        disable_event_logs=True, disable_warnings=True, reroute_warnings=False
+    )
+    with silence, mlflow.start_run(run_id=run_id):
+        logged: Any = mlflow.pyfunc.log_model(
+            name="detector",
+            python_model=str(Path(__file__).parents[1] / "serving" / "pyfunc.py"),
+            artifacts={"detector": str(detector)},
+            signature=signature(),
+            input_example=input_example(),
+            pip_requirements=["fmad-dist"],
+            registered_model_name=name,
+        )
     return str(logged.registered_model_version)
