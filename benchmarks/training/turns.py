@@ -1,6 +1,6 @@
 """What DeepSpeed costs on one CPU process: steps with and without it take turns in one process.
 
-    python benchmarks/training/turns.py --manifest data/mvtec_ad --presets tiny small B --steps 60 12 6
+    python benchmarks/training/turns.py --manifest data/mvtec_ad --preset small --steps 8 --out turns_small.json
 
 speed.py compares whole runs; where other work shares the machine, or the machine is another one from minute to minute,
 two runs of the same thing differ by more than what is asked for. Here both run our step (objective, network, clipping,
@@ -28,24 +28,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", required=True, help="a converted dataset")
     parser.add_argument("--features", default="features", help="folder of its feature cache")
-    parser.add_argument("--presets", nargs="+", default=["tiny", "small", "B"])
-    parser.add_argument("--steps", nargs="+", type=int, default=[60, 12, 6], help="of each kind, for each preset")
+    parser.add_argument("--preset", default="small", help="one in a process: accelerate starts once")
+    parser.add_argument("--steps", type=int, default=8, help="of each kind")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("turns.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(CORES)
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611"}
     os.environ |= alone | {"ACCELERATE_USE_DEEPSPEED": "true", "THP_MEM_ALLOC_ENABLE": "1"}  # as `fmad train` sets them
-    rows = []
     print("| preset | bare AdamW s | DeepSpeed s | speed of bare | CPU s of both |\n|---|---:|---:|---:|---:|")
-    for preset, steps in zip(arguments.presets, arguments.steps, strict=False):
-        row = measure(preset, steps, arguments)
-        rows.append(row)
-        bare, ours = row["bare"]["median_s"], row["deepspeed"]["median_s"]
-        cpu = f"{row['bare']['cpu_s']:.2f}, {row['deepspeed']['cpu_s']:.2f}"
-        print(f"| {preset} | {bare:.3f} | {ours:.3f} | {bare / ours:.3f} | {cpu} |", flush=True)
+    row = measure(arguments.preset, arguments.steps, arguments)
+    bare, ours = row["bare"]["median_s"], row["deepspeed"]["median_s"]
+    cpu = f"{row['bare']['cpu_s']:.2f}, {row['deepspeed']['cpu_s']:.2f}"
+    print(f"| {arguments.preset} | {bare:.3f} | {ours:.3f} | {bare / ours:.3f} | {cpu} |", flush=True)
     facts = {"machine": f"{CORES} cores", "torch": torch.__version__, "batch": arguments.batch}
-    arguments.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({**facts, **row}, indent=1) + "\n")
 
 
 def measure(preset: str, steps: int, arguments: argparse.Namespace) -> dict[str, Any]:
