@@ -1,5 +1,4 @@
-"""`fmad bench` on all five benchmarks' layouts on a real S3 server, on three processes, killed as a whole in its
-evaluation."""
+"""`fmad bench` on all five benchmarks' layouts on a real S3 server, on three processes, killed as a whole twice."""
 
 import json
 import os
@@ -12,10 +11,12 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
 from jobs import LAUNCH_SECONDS, SIDE, fmad
+from safetensors.numpy import load_file
 
 from data_tools.fixtures import write_fixture
 from data_tools.sharder import Conversion, convert
@@ -124,16 +125,29 @@ def test_five_benchmarks_on_s3_survive_the_death_of_everything(bucket: str, tmp_
     config = write_config(tmp_path, bucket, convert_fixtures(tmp_path, bucket))
     out = tmp_path / "out"
 
-    scored = lambda: bool(list(out.glob("evaluations/all/partial/*/rank-00001-*.state")))  # noqa: E731
-    start_and_kill(config, scored, tmp_path / "killed.log")
-    assert not (out / "evaluations/all/results.json").exists()
-    again = fmad("bench", "--config", str(config), "--processes", "3").stdout
-    assert f"[1/3] all: train: done already ({STEPS} steps" in again
-    assert re.search(r"\d+ images were scored before", again)
+    def steps_done() -> int:
+        return sum(len(path.read_text().splitlines()) for path in out.glob("runs/all-*/metrics.jsonl"))
 
-    (run,) = (path.parent for path in out.glob("runs/all-*/detector"))
+    start_and_kill(config, lambda: steps_done() >= 7, tmp_path / "first.log")
+    assert not list(out.glob("runs/*/detector"))
+    scored = lambda: bool(list(out.glob("evaluations/all/partial/*/rank-00001-*.state")))  # noqa: E731
+    second = start_and_kill(config, scored, tmp_path / "second.log")
+    resumed = re.search(r"resumed (all-\w+) at step (\d+) from", second)
+    assert resumed is not None, second
+    assert 2 <= int(resumed[2]) < STEPS
+    assert not (out / "evaluations/all/results.json").exists()
+    third = fmad("bench", "--config", str(config), "--processes", "3").stdout
+    assert f"[1/3] all: train: done already ({STEPS} steps" in third
+    assert re.search(r"\d+ images were scored before", third)
+
+    run = resumed[1]
+    words = ["--config", str(out / f"configs/{run}.yaml"), "name=undisturbed", f"train.checkpoint_url={tmp_path}"]
+    fmad("train", "--processes", "3", *words)
+    undisturbed = load_file(out / "runs/undisturbed/detector/weights.safetensors")
+    found = load_file(out / f"runs/{run}/detector/weights.safetensors")
+    assert all(np.array_equal(found[name], tensor) for name, tensor in undisturbed.items())
     urls = [f"{bucket}/{name}" for name in LAYOUTS]
-    run_evaluation(EvaluationOptions(str(run), "x", urls, tmp_path / "whole"), World())
+    run_evaluation(EvaluationOptions(str(out / "runs/undisturbed"), "x", urls, tmp_path / "whole"), World())
     for name in ("results.json", "scores.csv", "state.safetensors"):
         assert (out / "evaluations/all" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -68,7 +68,7 @@ def test_truncated_shard_names_the_shard(job: Job, tmp_path: Path, capsys: pytes
     shard.write_bytes(shard.read_bytes()[:5000])
     text = say(
         capsys,
-        *("train", "--config", str(job.config()), "--processes", "1", "name=cut"),
+        *("train", "--config", str(job.config()), "--processes", "2", "name=cut"),
         f"data.manifests=[{broken}]",
         f"features.cache={tmp_path / 'features'}",
     )

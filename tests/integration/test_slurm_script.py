@@ -61,7 +61,7 @@ def test_a_benchmark_run_goes_back_into_the_queue(tmp_path: Path) -> None:
 def test_a_signalled_job_goes_back_into_the_queue_and_goes_on(job: Job, tmp_path: Path) -> None:
     options = ("train.steps=30", "train.checkpoint_every=100")
     log, environment = stand_in(tmp_path, scontrol=SCONTROL, srun=SRUN)
-    slurm = {"JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "1"}
+    slurm = {"JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "2"}
     environment |= {"CONFIG": str(job.config()), **{f"SLURM_{key}": value for key, value in slurm.items()}}
     command = ["bash", "launcher/slurm/train.sbatch", "name=slurm", *options]
 
