@@ -23,7 +23,16 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import IMAGE_SUFFIXES, open_header
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
-from fmad_dist.stream.foreign_tars import SPLITS, Facts, TarStream, marks_defect, mask_number, split_of_tar
+from fmad_dist.stream.foreign_tars import (
+    SPLITS,
+    Facts,
+    TarStream,
+    marks_defect,
+    mask_number,
+    refuse_packed,
+    regular_files,
+    split_of_tar,
+)
 from fmad_dist.stream.manifest import FOREIGN, IndexInfo, Manifest, Rendition, ShardInfo, Span
 
 
@@ -96,9 +105,7 @@ def index_tars(
 
 def _tar_names(store: Store) -> list[str]:
     names = store.list()
-    packed = [name for name in names if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"))]
-    if packed:
-        raise UserError(f"{store.url_of(packed[0])}: a compressed tar has no byte ranges to index; unpack it to .tar.")
+    refuse_packed(names, store)
     tars = [name for name in names if name.endswith(".tar")]
     if not tars:
         raise UserError(f"{store.url}: no .tar files here; give the folder that holds them.")
@@ -138,16 +145,12 @@ def _members(stream: TarStream) -> Iterator[tuple[str, int, bytes]]:
         tarfile.TarError: the stream is no tar, is cut, or has something that byte ranges cannot address.
     """
     with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # read() is all it uses
-        for member in tar:
-            if member.isfile() and not member.issparse():
-                extracted = tar.extractfile(member)
-                data = extracted.read() if extracted else b""
-                if len(data) != member.size:
-                    raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
-                yield member.name.removeprefix("./"), member.offset_data, data
-            elif not member.isdir():
-                raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
-            tar.members = []  # they would pile up
+        for member in regular_files(tar):
+            extracted = tar.extractfile(member)
+            data = extracted.read() if extracted else b""
+            if len(data) != member.size:
+                raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
+            yield member.name.removeprefix("./"), member.offset_data, data
         if not stream.is_whole(tar.offset):
             raise tarfile.ReadError(f"it is cut or damaged at byte {tar.offset}")
 

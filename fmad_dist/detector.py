@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fmad_dist.detector_files import (
     WEIGHTS_NAME,
     DetectorSpec,
-    called,
     locate_detector,
+    naming,
     read_spec,
     read_weights,
     write_detector,
@@ -233,7 +233,7 @@ class Detector(nn.Module):
             UserError: nothing is there, or the files are damaged, changed or do not fit together.
         """
         folder = locate_detector(str(source))
-        with called(str(source), folder):
+        with naming(str(source), folder):
             spec = read_spec(folder)
             detector = cls(spec)
             detector.load_state_dict(read_weights(folder / WEIGHTS_NAME, spec.weights_sha256, detector.state_dict()))

@@ -191,7 +191,7 @@ def _nothing(source: str) -> UserError:
 
 
 @contextmanager
-def called(source: str, folder: Path) -> Iterator[None]:
+def naming(source: str, folder: Path) -> Iterator[None]:
     """Errors about the files of a download name its source."""
     try:
         yield

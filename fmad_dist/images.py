@@ -115,6 +115,11 @@ def decoding(where: object) -> Iterator[None]:
 def level_png(levels: np.ndarray) -> bytes:
     """A 16-bit grey PNG of a map on the normalised scale [H, W], 32768 = the threshold; 0 where there is no level."""
     grey = np.nan_to_num(np.clip(levels.astype(np.float64) * 65536.0, 0.0, 65535.0)).astype(np.uint16)
+    return png(Image.fromarray(grey))
+
+
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file; nothing is lost."""
     buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

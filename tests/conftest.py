@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "services"))
 import pytest
 from browsers import chromium  # noqa: F401  # a fixture for all tests
 from hypothesis import settings
-from small import SIDE, MakeDetector, build_dataset, build_detector
+from small_parts import SIDE, MakeDetector, build_dataset, build_detector
 from storage_servers import bucket, database, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
 
 from fmad_dist.stream.mixture import Mixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import build_detector, calibration_of
+from small_parts import build_detector, calibration_of
 
 from fmad_dist.cli import main
 from fmad_dist.config import FeatureConfig, ObjectiveConfig

@@ -9,23 +9,21 @@ predicted as files by two processes, sent to a real `mlflow models serve`, and s
 import argparse
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from onnx_speed import read
-from soak import PORT, registered, sent, start
+from soak import ModelServer, registered, sent, table
 
 from fmad_dist.detector import Detector
 from fmad_dist.onnx.agreement import run, runtime
+from fmad_dist.registry.parity import spread
 
 BATCH = 10
 
@@ -55,10 +53,6 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def spread(paths: list[Path], count: int) -> list[Path]:
-    return [paths[place] for place in np.linspace(0, len(paths) - 1, count).round().astype(int)]
-
-
 def fmad(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "fmad_dist.cli", *map(str, words)], check=True)
 
@@ -81,19 +75,14 @@ def predicted(detector: Path, scratch: Path, names: list[str]) -> list[tuple[flo
 
 
 def served(detector: Path, scratch: Path, paths: list[Path]) -> list[tuple[float, bool | None]]:
-    server = start(registered(detector, scratch), scratch)
+    server = ModelServer("models:/soak/1", registered(detector, scratch), scratch / "serve.log")
+    rows: list[dict[str, Any]] = []
     try:
-        rows: list[dict[str, Any]] = []
         for begin in range(0, len(paths), BATCH):
-            images = [[sent(path.read_bytes())] for path in paths[begin : begin + BATCH]]
-            body = json.dumps({"dataframe_split": {"columns": ["image"], "data": images}}).encode()
-            address = f"http://127.0.0.1:{PORT}/invocations"
-            request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=300) as answer:
-                rows += json.loads(answer.read())["predictions"]
+            images = [sent(path.read_bytes()) for path in paths[begin : begin + BATCH]]
+            rows += server.ask({"dataframe_split": table(images)})["predictions"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        server.stop()
     return [(row["score"], row["anomalous"]) for row in rows]
 
 

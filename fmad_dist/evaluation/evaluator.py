@@ -33,7 +33,6 @@ from fmad_dist.stream.sources import ImageSource
 from fmad_dist.world import World
 
 BATCH = 8
-MAX_SHARDS = 1024  # enough for every rank to have some, and few files
 PATIENCE_S = 300.0  # an evaluation waits this long for its storage
 
 
@@ -133,7 +132,7 @@ def _end_shard(number: int, state: EvaluationState, partial: PartialStates | Non
 
 def test_shards(mixture: Mixture) -> list[list[Sequence[int]]]:
     """The global indices of the test split in order, in batches, in shards: a function of the data alone."""
-    return in_shards(mixture.rows("test").tolist(), BATCH, MAX_SHARDS)
+    return in_shards(mixture.rows("test").tolist(), BATCH)
 
 
 def own_test_batches(

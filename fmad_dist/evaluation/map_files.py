@@ -24,7 +24,7 @@ from fmad_dist.storage import TEMPORARY_PREFIX, Store
 from fmad_dist.storage.behind import WriteBehind
 from fmad_dist.storage.scratch import remove_abandoned
 
-FORMAT, INDEX = "fmad-maps/1", "maps.json"
+FORMAT, INDEX, MAP = "fmad-maps/1", "maps.json", "map.npy"
 ROUNDING = 0.01  # of a map's range, the most that float16 may change
 
 
@@ -130,8 +130,13 @@ def stored_map(anomaly_map: np.ndarray) -> np.ndarray:
     return half if error <= ROUNDING * np.ptp(anomaly_map) else anomaly_map
 
 
+def key_of_sample(sample_id: str) -> str:
+    """The name of its members up to the first dot, where readers of tars cut it."""
+    return sample_id.replace(".", "_")
+
+
 def _members(scored: ScoredImage) -> dict[str, Any]:
-    """A sample as webdataset writes it; its key has no dot, because readers cut a name at the first one."""
+    """A sample as webdataset writes it."""
     facts = {
         "sample_id": scored.sample_id,
         "class": scored.class_name,
@@ -139,8 +144,7 @@ def _members(scored: ScoredImage) -> dict[str, Any]:
         "defect_type": scored.defect_type,
         "score": float(scored.image_score),
     }
-    key = scored.sample_id.replace(".", "_")
-    return {"__key__": key, "map.npy": stored_map(scored.anomaly_map), "json": facts}
+    return {"__key__": key_of_sample(scored.sample_id), MAP: stored_map(scored.anomaly_map), "json": facts}
 
 
 def _tar_bytes(samples: Sequence[dict[str, Any]]) -> bytes:

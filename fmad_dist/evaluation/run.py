@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from fmad_dist.evaluation.report.tables import write_tables
 from fmad_dist.evaluation.results import EVALUATION_FILES, Results, write_results
 from fmad_dist.evaluation.speed import Speed, Stopwatch, speed_of, write_speed
 from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.shares import LONGEST_WAIT
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
@@ -28,7 +28,6 @@ from fmad_dist.training.engine import gather_objects
 from fmad_dist.world import World
 
 STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
-LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """`synthetic.png`: what the follower draws, for people to judge whether such defects could happen."""
 
-import io
 from pathlib import Path
 
 from fmad_dist.contact_sheet import Tile, draw_sheet
 from fmad_dist.evaluation.synthetic import GOOD, SyntheticSet
+from fmad_dist.images import png
 from fmad_dist.storage import Store
 from fmad_dist.stream.reader import BadSample
 
@@ -24,6 +24,4 @@ def write_sheet(images: SyntheticSet, folder: Path) -> None:
         rows.append([Tile(one.pixels, f"{name}: {one.kind}", one.mask if one.kind != GOOD else None) for one in found])
     if not rows:
         return
-    buffer = io.BytesIO()
-    draw_sheet(rows).save(buffer, format="PNG")
-    Store(folder).write(NAME, buffer.getvalue())
+    Store(folder).write(NAME, png(draw_sheet(rows)))

@@ -47,13 +47,13 @@ def _map_error(theirs: np.ndarray, ours: np.ndarray) -> float:
     return float((np.abs(theirs - ours).max(axis=(1, 2)) / np.maximum(largest, 1e-12)).max())
 
 
-def runtime(model: bytes, threads: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU; 0 threads = its own choice."""
+def runtime(model: bytes) -> Any:
+    """An ONNX Runtime session on the CPU with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

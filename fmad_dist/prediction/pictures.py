@@ -1,12 +1,11 @@
 """Heat maps and overlays of scored images, as files."""
 
-import io
 from enum import StrEnum
 
 import numpy as np
 from PIL import Image
 
-from fmad_dist.images import level_png
+from fmad_dist.images import level_png, png
 from fmad_dist.storage import Store
 from fmad_dist.storage.behind import WriteBehind
 
@@ -45,7 +44,7 @@ class PictureFiles:
 
     def _write(self, name: str, pixels: np.ndarray, levels: np.ndarray) -> None:
         self.store.write(f"{MAPS}/{name}.png", level_png(levels))
-        self.store.write(f"{OVERLAYS}/{name}.png", _png(overlay(pixels, levels)))
+        self.store.write(f"{OVERLAYS}/{name}.png", png(overlay(pixels, levels)))
 
 
 def overlay(pixels: np.ndarray, levels: np.ndarray) -> Image.Image:
@@ -65,9 +64,3 @@ def heat_colours(levels: np.ndarray) -> np.ndarray:
     colours = colormaps["inferno"](heat)
     colours[..., 3] = 0.75 * np.sqrt(heat)
     return colours
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -7,7 +7,6 @@ one thread; so the results have the same bits for every number of processes, and
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -35,17 +34,15 @@ from fmad_dist.prediction.table import (
     table_of,
 )
 from fmad_dist.progress import Progress
-from fmad_dist.shares import in_shards
+from fmad_dist.shares import LONGEST_WAIT, in_shards
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import key_of
 from fmad_dist.training.engine import broadcast_object, gather_objects
 from fmad_dist.world import World
 
 BATCH = {"cpu": 8, "cuda": 64}
-MAX_SHARDS = 1024  # enough for every rank to have some, and few files
 READERS = 4  # threads
 MAX_BAD = 100
-LONGEST_WAIT = timedelta(days=7)  # of a quick rank for a slow one; the launcher ends the ranks that wait for a dead one
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def predict(detector: Detector, options: PredictionOptions, world: World) -> Pre
         if finished is not None:
             print("everything was scored before; nothing is left to do", flush=True)
         return None if finished is None else summarise(finished)
-    shards = in_shards(items, batch, MAX_SHARDS)
+    shards = in_shards(items, batch)
     done = broadcast_object(parts.done() if world.is_main else None, 0)
     if done and world.is_main:
         num_done = sum(len(images) for number in done for images in shards[number])

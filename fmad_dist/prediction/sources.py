@@ -13,11 +13,9 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import IMAGE_SUFFIXES
 from fmad_dist.storage import Store
 from fmad_dist.storage.faults import explain
-from fmad_dist.stream.foreign_tars import mask_number
+from fmad_dist.stream.foreign_tars import mask_number, refuse_packed, regular_files
 from fmad_dist.stream.manifest import MANIFEST_NAME, load_dataset
 from fmad_dist.stream.reader import SampleReader
-
-_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +75,9 @@ def _images_of(url: str, one_of_several: bool, image_size: int) -> Iterator[Item
     if store.exists(MANIFEST_NAME):
         yield from dataset_images(url, image_size)
         return
-    for entry in store.entries():
-        if entry.name.endswith(_PACKED):
-            raise UserError(f"{store.url_of(entry.name)}: a compressed tar cannot be read in parts; unpack it to .tar.")
+    entries = store.entries()
+    refuse_packed((entry.name for entry in entries), store)
+    for entry in entries:
         if entry.name.endswith(".tar"):
             yield from tar_images(store, entry.name, f"{prefix}{entry.name}")
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -113,12 +111,8 @@ def tar_members(store: Store, file: str) -> Iterator[Item]:
     with closing(store.open(file)) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    if member.isfile() and not member.issparse():
-                        yield Item(member.name.removeprefix("./"), folder, file, member.offset_data, member.size)
-                    elif not member.isdir():
-                        raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
-                    tar.members = []  # type: ignore[attr-defined]  # they would pile up
+                for member in regular_files(tar):
+                    yield Item(member.name.removeprefix("./"), folder, file, member.offset_data, member.size)
                 stream.seek(tar.offset)
                 if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes damage for the end
                     raise tarfile.ReadError(f"it is cut or damaged at byte {tar.offset}")

@@ -1,13 +1,13 @@
 """Do the registered files say what was evaluated? Images of the evaluation are scored again, through MLflow."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fmad_dist.errors import UserError
+from fmad_dist.images import png
 from fmad_dist.registry.evidence import Evaluated
 from fmad_dist.registry.gate import Parity
 from fmad_dist.registry.versions import answered, uri_of
@@ -61,9 +61,4 @@ def _request(images: Sequence[np.ndarray]) -> Any:
     import pandas as pd
     from PIL import Image
 
-    texts = []
-    for pixels in images:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        texts.append(base64.b64encode(buffer.getvalue()).decode())
-    return pd.DataFrame({"image": texts})
+    return pd.DataFrame({"image": [base64.b64encode(png(Image.fromarray(pixels))).decode() for pixels in images]})

@@ -61,7 +61,7 @@ def rollback(name: str, break_lock: bool = False) -> tuple[str, str]:
 
 
 def _decide(client: Any, version: Any, champion: Any, gate: Gate) -> Decision:
-    from fmad_dist.detector import locate_detector, read_spec
+    from fmad_dist.detector_files import locate_detector, read_spec
     from fmad_dist.registry.parity import measure_parity
 
     spec = read_spec(locate_detector(uri_of(version)))

@@ -3,9 +3,9 @@
 import base64
 from typing import Any
 
-import numpy as np
+from PIL import Image
 
-from fmad_dist.images import level_png
+from fmad_dist.images import png
 from fmad_dist.serving.service import Wishes
 
 
@@ -33,5 +33,5 @@ def input_example() -> tuple[Any, dict[str, Any]]:
     """A table with one small grey image, and parameters."""
     import pandas as pd
 
-    image = base64.b64encode(level_png(np.full((8, 8), 0.5))).decode()
+    image = base64.b64encode(png(Image.new("L", (8, 8), 128))).decode()
     return pd.DataFrame({"image": [image]}), {"sensitivity": 0.5, "threshold": "class", "maps": False}

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from fmad_dist.storage.faults import Fault, explain, fault_of
 SPLITS = ("train", "val", "test")
 _LABELS = {"0": 0, "1": 1, "normal": 0, "good": 0, "anomaly": 1, "anomalous": 1}
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _MASK = re.compile(r"(?:mask|seg)(?:\.(\d+))?\.(?:png|bmp|tif|tiff)")
 READ_ATTEMPTS = 5  # each after the storage has answered again
 _BLOCK = 512  # a tar is made of these, and ends with at least one of zeros
@@ -55,6 +57,29 @@ class Facts:
             group=said.get("group", ""),
             view=said.get("view", ""),
         )
+
+
+def regular_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files of an open tar in order; folders are passed over.
+
+    Raises:
+        tarfile.TarError: the tar is damaged, or has something that byte ranges cannot address.
+    """
+    for member in tar:
+        if member.isfile() and not member.issparse():
+            yield member
+        elif not member.isdir():
+            raise tarfile.ReadError(f"{member.name} is a link or a sparse file")
+        tar.members = []  # type: ignore[attr-defined]  # they would pile up
+
+
+def refuse_packed(names: Iterable[str], store: Store) -> None:
+    """Raises:
+    UserError: one of the files is a compressed tar, whose members have no byte ranges.
+    """
+    for name in names:
+        if name.endswith(_PACKED):
+            raise UserError(f"{store.url_of(name)}: a compressed tar cannot be read in parts; unpack it to .tar.")
 
 
 def mask_number(extension: str) -> int | None:

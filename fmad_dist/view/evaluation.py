@@ -14,7 +14,6 @@ from fmad_dist.prediction.sources import Item, dataset_images, tar_members
 from fmad_dist.storage import Store
 from fmad_dist.view.results import Columns, Scale, ScoredImages
 
-INDEX, MAP_SUFFIX = "maps.json", ".map.npy"  # what `fmad evaluate --maps` writes
 QUANTILE = 0.95  # of the normal images' scores, where the threshold is at first
 
 
@@ -27,10 +26,12 @@ class Evaluation(ScoredImages):
         names = [row["sample_id"] for row in rows]
         images = {item.name: item for url in sources for item in dataset_images(url)}
         self._items = _found(names, images, ", ".join(sources), "the evaluation's --manifest")
-        self._maps = _found([_key(name) for name in names], _maps_at(maps), maps, "the evaluation's --maps")
+        self._maps = _found(names, _maps_at(maps, names), maps, "the evaluation's --maps")
         scores = np.array([float(row["score"]) for row in rows])
         normal = scores[[row["label"] == "0" for row in rows]]
-        start = float(np.quantile(normal if len(normal) else scores, QUANTILE))
+        normal = normal if len(normal) else scores
+        start = float(np.quantile(normal, QUANTILE))
+        self._margin = (start - float(normal.mean())) or 1.0
         self.columns = Columns(
             names=names,
             values=scores,
@@ -53,9 +54,15 @@ class Evaluation(ScoredImages):
         return _bytes_of(self._items[row])
 
     def heat(self, row: int) -> np.ndarray:
-        """As multiples of twice the threshold that the page starts with; pixels are scored in the units of images."""
-        values = np.load(io.BytesIO(_bytes_of(self._maps[row])), allow_pickle=False)
-        return values.astype(np.float32) / np.float32(2.0 * self.columns.scale.start)
+        """Normalised as a detector does it, with the threshold that the page starts with and the mean normal image;
+        pixels are scored in the units of images."""
+        import torch
+
+        from fmad_dist.scoring.calibration import normalise
+
+        values = np.load(io.BytesIO(_bytes_of(self._maps[row])), allow_pickle=False).astype(np.float32)
+        limits = torch.tensor(self.columns.scale.start), torch.tensor(self._margin)
+        return normalise(torch.from_numpy(values), *limits).numpy()
 
 
 def _bytes_of(item: Item | None) -> bytes:
@@ -70,20 +77,16 @@ def _found(names: Sequence[str], items: dict[str, Item], url: str | None, what: 
     return found
 
 
-def _key(sample_id: str) -> str:
-    return sample_id.replace(".", "_")
-
-
-def _maps_at(url: str | None) -> dict[str, Item]:
-    """The maps in the tars below `url` by key."""
+def _maps_at(url: str | None, names: Sequence[str]) -> dict[str, Item]:
+    """The maps in the tars below `url` by the name of their image."""
     if url is None:
         return {}
+    from fmad_dist.evaluation.map_files import INDEX, MAP, key_of_sample
+
     store = Store(url)
     if not store.exists(INDEX):
         raise UserError(f"{store.url_of(INDEX)}: not found; give the folder of a finished `fmad evaluate --maps`.")
-    found = {}
-    for shard in json.loads(store.read(INDEX))["shards"]:
-        for member in tar_members(store, shard["name"]):
-            if member.name.endswith(MAP_SUFFIX):
-                found[member.name.removesuffix(MAP_SUFFIX)] = member
-    return found
+    members = {f"{key_of_sample(name)}.{MAP}": name for name in names}
+    shards = json.loads(store.read(INDEX))["shards"]
+    found = (member for shard in shards for member in tar_members(store, shard["name"]))
+    return {members[member.name]: member for member in found if member.name in members}

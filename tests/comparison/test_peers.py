@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import MakeDetector, build_dataset
+from small_parts import MakeDetector, build_dataset
 from torch import Tensor
 
 from fmad_dist.comparison import peer_training

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_tools.fixtures import write_fixture
 from data_tools.sharder import Conversion, convert
+from fmad_dist import shares
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation import evaluator
@@ -42,7 +43,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six batches in three shards."""
     monkeypatch.setattr(evaluator, "BATCH", 2)
-    monkeypatch.setattr(evaluator, "MAX_SHARDS", 4)
+    monkeypatch.setattr(shares, "MAX_SHARDS", 4)
 
 
 @pytest.fixture(scope="module")

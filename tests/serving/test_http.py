@@ -1,22 +1,15 @@
 """A registered version behind `mlflow models serve`, asked over HTTP."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mlflow_server import free_port
-from pictures import encoded, odd_images, picture, sent
+from model_server import ModelServer, table
+from sent_images import encoded, odd_images, picture, sent
 
 from fmad_dist.config import RunConfig, TrackingConfig
 from fmad_dist.detector import Detector
@@ -27,44 +20,6 @@ from fmad_dist.tracking.runs import TrackedRun, tracking_uri
 
 pytestmark = pytest.mark.slow  # MLflow, its database and a server of its own take 30 s on a busy machine
 
-START_SECONDS = 180
-
-
-class Served:
-    """`mlflow models serve` of a version."""
-
-    def __init__(self, uri: str, tracking: str, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", uri]
-        command += ["--port", self.url.rpartition(":")[2], "--workers", "1"]
-        with open(log, "wb") as file:
-            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
-            environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking, "PATH": path}
-            self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
-        deadline = time.monotonic() + START_SECONDS
-        while not self.alive():
-            assert self._process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.3)
-
-    def alive(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def ask(self, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.loads(answer.read(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-    def stop(self) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait()
-
 
 def registered(config: RunConfig, detector: Detector) -> Path:
     tracked = TrackedRun(config, RunRecord(config.run_dir, is_main=True))
@@ -73,10 +28,6 @@ def registered(config: RunConfig, detector: Detector) -> Path:
     tracked.finish(config.run_dir / "detector")
     tracked.close()
     return config.run_dir / "detector"
-
-
-def table(images: list[object]) -> dict[str, Any]:
-    return {"columns": ["image"], "data": [[image] for image in images]}
 
 
 def test_a_version_is_served_over_http(
@@ -94,7 +45,7 @@ def test_a_version_is_served_over_http(
     folder = registered(config, detector)
     said = capfd.readouterr()
     assert (said.out + said.err).splitlines() == ["registered models:/served/1 (alias candidate)"]  # MLflow is silent
-    server = Served("models:/served/1", tracking_uri(config), tmp_path / "serve.log")
+    server = ModelServer("models:/served/1", tracking_uri(config), tmp_path / "serve.log")
     try:
         _check_answers(server, Detector.load(folder), pixels, [sent(encoded(image)) for image in good])
     finally:
@@ -102,7 +53,7 @@ def test_a_version_is_served_over_http(
     _check_changed_files(tmp_path)
 
 
-def _check_answers(server: Served, detector: Detector, pixels: torch.Tensor, images: list[str]) -> None:
+def _check_answers(server: ModelServer, detector: Detector, pixels: torch.Tensor, images: list[str]) -> None:
     found = detector(pixels)
     for form in ({"dataframe_split": table(images)}, {"dataframe_records": [{"image": image} for image in images]}):
         rows = server.ask(form)["predictions"]

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, odd_images, picture, sent
 from PIL import Image
+from sent_images import encoded, odd_images, picture, sent
 
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError

@@ -1,6 +1,7 @@
 """What the server of the page answers, and to whom."""
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,27 @@ def test_an_evaluation_shows_truths_and_the_images_of_its_dataset(tiny_url: str,
     client = TestClient(make_app(results), base_url=OWN)
     assert opened(client, "/image/2")[0].size == (64, 64)
     assert client.get("/image/2/heat").status_code == 404
+
+
+def test_heat_of_an_evaluation_is_half_at_the_threshold_whatever_the_scores(tmp_path: Path) -> None:
+    """Scores of a density are negative."""
+    lines = [f"d/c/{n}.a,d/c,{int(n > 2)},{'hole' if n > 2 else 'good'},{-50.0 + 10 * n}," for n in range(5)]
+    Store(tmp_path).write("scores.csv", "\n".join(["sample_id,class,label,defect_type,score,group", *lines]).encode())
+    Store(tmp_path).write("results.json", b"{}")
+    results = open_results(str(tmp_path))
+    start, mean = results.columns.scale.start, -40.0  # of the three normal images
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([[mean, start], [start + (start - mean), -1e9]], dtype=np.float32))
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    with tarfile.open(maps / "maps-0.tar", "w") as tar:
+        member = tarfile.TarInfo("d/c/4_a.map.npy")
+        member.size = len(buffer.getvalue())
+        tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    (maps / "maps.json").write_text('{"shards": [{"name": "maps-0.tar"}]}')
+    results = open_results(str(tmp_path), maps=str(maps))
+    assert list(results.columns.heats) == [False] * 4 + [True]
+    np.testing.assert_allclose(results.heat(4), [[0.25, 0.5], [0.75, 0.0]], atol=1e-6)
 
 
 def test_results_at_any_url(predicted: Path) -> None:
