@@ -78,7 +78,8 @@ def rollback(
     from fmad_dist.registry.promotion import rollback as run
 
     _on(tracking_uri)
-    left, back = run(name.removeprefix("models:/"), break_lock)
+    name = name.removeprefix("models:/")
+    left, back = run(name, break_lock)
     typer.echo(f"models:/{name}@champion is version {back} again, was version {left}")
 
 

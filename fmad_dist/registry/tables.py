@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.table import Table
@@ -27,17 +27,29 @@ def list_versions(name: str | None) -> Table:
     client = registry_client()
     table = Table("model", "aliases", "made", "step", *SHOWN, "protocol", "gate", "run")
     with answered(f"models:/{name}" if name else "registry list"):
-        models = [client.get_registered_model(name)] if name else client.search_registered_models()
-        for model in models:
-            if model.name.endswith(SUFFIX):
+        names = [name] if name else [model.name for model in _all_of(client.search_registered_models)]
+        for one in names:
+            if one.endswith(SUFFIX):
                 continue
-            of_version = _aliases(client.get_registered_model(model.name).aliases)
-            versions = client.search_model_versions(f"name='{model.name}'")
+            of_version = _aliases(client.get_registered_model(one).aliases)
+            versions = _all_of(client.search_model_versions, filter_string=f"name='{one}'")
             for version in sorted(versions, key=lambda version: -int(version.version)):
                 table.add_row(*_row(version, of_version.get(str(version.version), [])))
     if not table.row_count:
         raise UserError("the registry has no versions; `fmad registry register --run DIR` makes one.")
     return table
+
+
+def _all_of(search: Callable[..., Any], **options: str) -> list[Any]:
+    """Every page of a search."""
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = search(page_token=token, **options)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _aliases(by_alias: dict[str, Any]) -> dict[str, list[str]]:
