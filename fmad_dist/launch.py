@@ -21,6 +21,7 @@ from pathlib import Path
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
+from fmad_dist.startup import end_process, import_deepspeed, spare_collector
 from fmad_dist.storage import use_endpoint
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher"
@@ -60,6 +61,7 @@ def launch(script: str, arguments: Sequence[str], processes: int, max_restarts: 
     with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch:
         message = Path(scratch) / "error"
         _set_environment(processes, message)
+        import_deepspeed()  # as accelerate would
         signal.signal(signal.SIGUSR1, lambda number, frame: _pass_on(number, script))
         try:
             launch_command(launch_command_parser().parse_args([*options, str(LAUNCHER / script), *arguments]))
@@ -130,8 +132,9 @@ def read_config(arguments: argparse.Namespace) -> RunConfig:
 @contextmanager
 def ending_well() -> Iterator[None]:
     """Around the work of a launched process: bad input ends it with one sentence, and what breaks because another
-    process ended that way is not told on top of it. It ends with the launcher that started it."""
+    process ended that way is not told on top of it. It ends with the launcher that started it, or after the work."""
     die_with_parent()
+    spare_collector()
     try:
         yield
     except UserError as error:
@@ -141,6 +144,7 @@ def ending_well() -> Iterator[None]:
         if path is None or not path.exists():
             raise
         sys.exit(_own_code(json.loads(path.read_text())["code"]))
+    end_process(0)
 
 
 def die_with_parent() -> None:

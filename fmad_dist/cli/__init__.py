@@ -13,6 +13,7 @@ from fmad_dist.cli.registry import app as registry_app
 from fmad_dist.cli.training import demo, doctor, export, follow, sync, train
 from fmad_dist.errors import UserError
 from fmad_dist.launch import JobFailed, die_with_parent, prefix
+from fmad_dist.startup import end_process, spare_collector
 from fmad_dist.steps import BOUND
 
 app = typer.Typer(
@@ -27,10 +28,21 @@ app.add_typer(data_app, name="data")
 app.add_typer(registry_app, name="registry")
 
 
+def run() -> None:
+    """The installed command: `main` in a process of its own."""
+    try:
+        main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int):
+            raise
+        end_process(ended.code)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command (default: the process's arguments); bad input ends in one sentence and exit code 2."""
     if os.environ.pop(BOUND, None):
         die_with_parent()
+    spare_collector()
     try:
         app(args=arguments)
     except UserError as error:

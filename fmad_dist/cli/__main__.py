@@ -1,3 +1,3 @@
-from fmad_dist.cli import main
+from fmad_dist.cli import run
 
-main()
+run()

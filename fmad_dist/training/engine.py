@@ -18,6 +18,7 @@ from torch import nn
 import fmad_dist
 from fmad_dist.config import TrainConfig
 from fmad_dist.errors import UserError
+from fmad_dist.startup import import_deepspeed
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.world import World
 
@@ -65,6 +66,7 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) ->
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     dtype = compute_dtype(config)
+    import_deepspeed()
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
 

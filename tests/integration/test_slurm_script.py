@@ -64,14 +64,21 @@ def test_a_signalled_job_goes_back_into_the_queue_and_goes_on(job: Job, tmp_path
     slurm = {"JOB_NUM_NODES": "1", "JOB_NODELIST": "n", "NODEID": "0", "GPUS_ON_NODE": "2"}
     environment |= {"CONFIG": str(job.config()), **{f"SLURM_{key}": value for key, value in slurm.items()}}
     command = ["bash", "launcher/slurm/train.sbatch", "name=slurm", *options]
+    # a training of another job on the same node
+    other = [sys.executable, "-c", "import time; time.sleep(600)", "launcher/train.py"]
 
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(other, env={**environment, "SLURM_JOB_ID": "77"}) as bystander,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process,
+    ):
         metrics = job.run("slurm") / "metrics.jsonl"
         while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGUSR1)
         output, _ = process.communicate(timeout=LAUNCH_SECONDS)
+        assert bystander.poll() is None
+        bystander.kill()
     assert "back into the queue" in output
     assert log.read_text() == "requeue 7\n"
     checkpoints = Checkpoints(str(job.run("slurm") / "checkpoints"))
