@@ -32,11 +32,17 @@ def end_process(code: int) -> NoReturn:
 
 
 def import_deepspeed() -> None:
-    """Import DeepSpeed without the MLflow client that its autotuner, unused here, would load into every process."""
-    if "mlflow" in sys.modules:
-        return
-    sys.modules["mlflow"] = None  # type: ignore[assignment]  # what Python takes for "cannot be imported"
+    """Import DeepSpeed without two things that only others need.
+
+    Its autotuner would load the MLflow client into every process. On a CPU it would compile an operation for inference
+    when processes meet: minutes once, and for ever if a process is killed meanwhile, since its lock stays behind.
+    """
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # what Python takes for "cannot be imported"
     try:
-        import deepspeed  # noqa: F401
+        import deepspeed.ops
     finally:
-        del sys.modules["mlflow"]
+        if absent:
+            del sys.modules["mlflow"]
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -15,5 +15,5 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 @pytest.fixture(scope="session")
 def zero2(job: Job) -> Path:
     """The reference: ZeRO-2 on two processes, six steps without interruption, logged to a real MLflow store."""
-    train(job, "zero2", 2, "tracking.mlflow=true")
+    train(job, "zero2", 2, "tracking.mlflow=true", TORCH_EXTENSIONS_DIR=str(job.root / "compiled"))
     return job.run("zero2")

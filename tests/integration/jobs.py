@@ -102,8 +102,9 @@ def fmad(*arguments: str, check: bool = True, **environment: str) -> subprocess.
     return done
 
 
-def train(job: Job, name: str, processes: int, *overrides: str) -> None:
-    fmad("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
+def train(job: Job, name: str, processes: int, *overrides: str, **environment: str) -> None:
+    words = ("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
+    fmad(*words, **environment)
 
 
 @contextmanager
