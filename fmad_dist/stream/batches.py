@@ -5,6 +5,7 @@ A worker cannot raise a clean error through the loader, so it returns a `Failure
 """
 
 import multiprocessing
+import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,16 @@ class Failure:
     """An error of a reader process on its way to the consumer."""
 
     message: str
+
+
+class AsItWas(Dataset):
+    """A dataset on its way to worker processes, pickled now: whoever goes on using it may not change it under them."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.data = pickle.dumps(dataset)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self.data,)
 
 
 class StreamDataset(Dataset):
@@ -141,8 +152,9 @@ def stream_batches(
         multiprocessing.set_forkserver_preload([__name__])
     requests = _requests(positions, max(workers, 1))
     first = list(islice(requests, FIRST_BATCHES if workers else 0))
+    sent = AsItWas(dataset) if workers else dataset
     loader: DataLoader = DataLoader(
-        dataset,
+        sent,
         sampler=requests,
         batch_size=None,
         num_workers=workers,
@@ -156,6 +168,8 @@ def stream_batches(
             batch = dataset.batch(np.asarray(request.positions, dtype=np.int64))
             yield batch.pin_memory() if pin_memory else batch
         items = iter(loader) if started is None else started.result()
+    if isinstance(sent, AsItWas):
+        sent.data = b""  # every worker has it
     for item in items:
         if isinstance(item, Failure):
             raise UserError(item.message)

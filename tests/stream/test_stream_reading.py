@@ -1,5 +1,6 @@
 """From shards to verified images and batches, in this process and in worker processes."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,34 @@ def test_workers_give_the_same_batches_without_the_damaged_sample(own_copy: Path
             assert batch.sample_ids == tuple(following if one == sample_id else one for one in expected.sample_ids)
             assert torch.equal(batch.data[2], batch.data[3])
             assert torch.equal(batch.labels[2], batch.labels[3])
+
+
+PICKLING, CHANGED = threading.Event(), threading.Event()
+
+
+class Slow:
+    """While it is pickled, what it belongs to changes, if anybody is there to do it."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        PICKLING.set()
+        CHANGED.wait(0.5)
+        return Slow, ()
+
+
+def test_workers_may_start_while_their_dataset_is_used(tiny_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batches are read meanwhile, which changes the dataset: caches are filled."""
+    dataset = stream_over(tiny_url)
+    dataset.source.slow = Slow()  # type: ignore[attr-defined]
+    read = StreamDataset.batch
+
+    def filling_a_cache(self: StreamDataset, positions: np.ndarray) -> Batch:
+        assert PICKLING.wait(30)
+        self.source.cache = True  # type: ignore[attr-defined]
+        CHANGED.set()
+        return read(self, positions)
+
+    monkeypatch.setattr(StreamDataset, "batch", filling_a_cache)
+    assert len(list(stream_batches(dataset, steps(3), workers=1))) == 6
 
 
 def test_a_stream_of_damaged_samples_is_an_error(own_copy: Path) -> None:
