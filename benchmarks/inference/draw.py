@@ -32,7 +32,7 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", "| part of a detection | " + " | ".join(f"ms, batch {batch}" for batch in batches) + " |"]
     lines.append("|---|" + "---:|" * len(batches))
     for name, ms in found["stages"].items():
-        lines.append(f"| {name} | {' | '.join(f'{ms[batch]:.0f}' for batch in batches)} |")
+        lines.append(f"| {name} | {' | '.join(f'{ms[batch]:.0f}' if batch in ms else '' for batch in batches)} |")
     return "\n".join(lines) + "\n"
 
 
