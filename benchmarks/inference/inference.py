@@ -111,28 +111,28 @@ def parts(detector: Detector) -> dict[str, Method]:
 
 
 def measure(methods: dict[str, Method], images: Tensor, rounds: int, limit: float) -> dict[str, dict[str, float]]:
-    """Milliseconds of a call by method and batch, median over rounds; the first call warms up. Batches that would take
-    more than `limit` seconds, going by the smaller ones, are left out."""
-    times: dict[str, dict[int, list[float]]] = {name: {} for name in methods}
+    """Milliseconds of a call by method and batch, median over rounds. Batches that would take more than `limit`
+    seconds, going by a single image, are left out."""
+    single = {name: min(call_ms(method, images[:1]) for _ in range(2)) for name, method in methods.items()}
+    times: dict[str, dict[int, list[float]]] = {
+        name: {batch: [] for batch in BATCHES if batch == 1 or batch * single[name] < 1000 * limit} for name in methods
+    }
     for turn in range(rounds + 1):
         for name, method in methods.items():
-            for batch in BATCHES:
-                known = times[name]
-                if turn and batch not in known:
-                    continue
-                if not turn and any(ms[0] / size * batch > limit * 1000 for size, ms in known.items()):
-                    continue
-                if not turn and not known:
-                    method(images[:batch])  # what is made once is no measure of larger batches
-                start = time.perf_counter()
-                with torch.inference_mode():
-                    method(images[:batch])
-                known.setdefault(batch, []).append(1000 * (time.perf_counter() - start))
-        print(f"round {turn} of {rounds}", flush=True)
+            for batch, found in times[name].items():
+                found.append(call_ms(method, images[:batch]))
+        print(f"{'warm-up' if not turn else f'round {turn} of {rounds}'} done", flush=True)
     return {
-        name: {str(batch): round(statistics.median(values[1:] or values), 2) for batch, values in known.items()}
-        for name, known in times.items()
+        name: {str(batch): round(statistics.median(found[1:]), 2) for batch, found in by_batch.items()}
+        for name, by_batch in times.items()
     }
+
+
+@torch.inference_mode()
+def call_ms(method: Method, images: Tensor) -> float:
+    start = time.perf_counter()
+    method(images)
+    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

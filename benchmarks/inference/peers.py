@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ Method = Callable[[Tensor], object]
 def peers(detector: Detector) -> dict[str, Method]:
     methods: dict[str, Method] = {
         "memory bank on the same features": _bank(detector),
-        "FlowAD's loop, same backbone": FlowADLoop(detector, detector.spec.features.backbone, (0, 1, 2, 3)).eval(),
-        "FlowAD's loop, EfficientNet-B4": FlowADLoop(detector, "efficientnet_b4", (0, 1, 2, 3)).eval(),
+        "FlowAD's loop, same backbone": FlowADLoop(detector, detector.spec.features.backbone).eval(),
+        "FlowAD's loop, EfficientNet-B4": FlowADLoop(detector, "efficientnet_b4").eval(),
     }
     if importlib.util.find_spec("anomalib") is None:
         print("anomalib is not installed: EfficientAD and PatchCore are left out")
@@ -37,13 +38,11 @@ class FlowADLoop(nn.Module):
     steps from data to noise by a DiT of the size of the detector's that is told the true class, squared noise, resized
     to the image."""
 
-    def __init__(self, detector: Detector, backbone: str, stages: tuple[int, ...], steps: int = 3) -> None:
+    def __init__(self, detector: Detector, backbone: str, steps: int = 3) -> None:
         super().__init__()
-        from dataclasses import replace
-
         import timm
 
-        self.backbone = timm.create_model(backbone, features_only=True, out_indices=stages, pretrained=False)
+        self.backbone = timm.create_model(backbone, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
         channels = sum(self.backbone.feature_info.channels())
         spec = replace(detector.spec.network, channels=channels, grid=16, num_classes=15)  # type: ignore[type-var]
         self.network = build_network(spec)

@@ -1,10 +1,8 @@
 """What a served detector answers: one row per image, and a row with an error for one that cannot be scored."""
 
 import base64
-import ctypes
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +16,6 @@ from fmad_dist.scoring.calibration import ThresholdName
 from fmad_dist.serving.sources import Sources
 
 BATCH = 8
-M_ARENA_MAX = -8  # of glibc's malloc.h
 COLUMNS = ("score", "normalised", "anomalous", "class_name", "threshold", "error")
 
 
@@ -43,8 +40,6 @@ class Service:
     def __init__(self, detector: Detector, sources: Sources) -> None:
         self.detector = detector
         self.sources = sources
-        with suppress(OSError, AttributeError):  # each of the server's threads would keep what it once took
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
         # the backbone pads to its chunk, and requests are small
         detector.backbone.chunk = 1 if detector.class_means.device.type == "cpu" else BATCH
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detector")

@@ -64,8 +64,9 @@ class Failure:
     message: str
 
 
-class AsItWas(Dataset):
-    """A dataset on its way to worker processes, pickled now: whoever goes on using it may not change it under them."""
+class PickledDataset(Dataset):
+    """A dataset on its way to worker processes. It is pickled now and not when they start, so whoever goes on using it
+    cannot change it meanwhile."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.data = pickle.dumps(dataset)
@@ -152,7 +153,7 @@ def stream_batches(
         multiprocessing.set_forkserver_preload([__name__])
     requests = _requests(positions, max(workers, 1))
     first = list(islice(requests, FIRST_BATCHES if workers else 0))
-    sent = AsItWas(dataset) if workers else dataset
+    sent = PickledDataset(dataset) if workers else dataset
     loader: DataLoader = DataLoader(
         sent,
         sampler=requests,
@@ -168,7 +169,7 @@ def stream_batches(
             batch = dataset.batch(np.asarray(request.positions, dtype=np.int64))
             yield batch.pin_memory() if pin_memory else batch
         items = iter(loader) if started is None else started.result()
-    if isinstance(sent, AsItWas):
+    if isinstance(sent, PickledDataset):
         sent.data = b""  # every worker has it
     for item in items:
         if isinstance(item, Failure):

@@ -69,12 +69,7 @@ class MlflowServer:
             environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of a test"}
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            log_text = (self.folder / "server.log").read_text(errors="replace")[-2000:]
-            assert self._process.poll() is None, log_text
-            assert time.monotonic() < deadline, log_text
-            time.sleep(0.2)
+        wait_until_answers(f"{self.url}/health", self._process, self.folder / "server.log", START_SECONDS)
         return self
 
     def kill(self) -> None:
@@ -82,12 +77,23 @@ class MlflowServer:
             os.killpg(self._process.pid, 9)
             self._process.wait()
 
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+
+def answers(url: str) -> bool:
+    """Whether a GET of the URL is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def wait_until_answers(url: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float) -> None:
+    """Raises AssertionError with the end of its log if the server ends or `seconds` are over before."""
+    deadline = time.monotonic() + seconds
+    while not answers(url):
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+        time.sleep(0.2)
 
 
 class BadProxy:

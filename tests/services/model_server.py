@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
-from mlflow_server import free_port
+from mlflow_server import answers, free_port, wait_until_answers
 
 START_SECONDS = 180
 ANSWER_SECONDS = 300  # eight clients may wait for one worker
@@ -25,22 +24,14 @@ class ModelServer:
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", uri]
         command += ["--port", self.url.rpartition(":")[2], "--workers", "1"]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # it starts uvicorn by its name
-        waits = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(ANSWER_SECONDS)}
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking, "PATH": path, **waits}
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking, "PATH": path, "MALLOC_ARENA_MAX": "1"}
+        environment["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(ANSWER_SECONDS)
         with open(log, "wb") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=environment)
-        deadline = time.monotonic() + START_SECONDS
-        while not self.alive():
-            assert self._process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.3)
+        wait_until_answers(f"{self.url}/ping", self._process, log, START_SECONDS)
 
     def alive(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
+        return answers(f"{self.url}/ping")
 
     def ask(self, body: dict[str, Any]) -> Any:
         """The answer to a request. Raises urllib's HTTPError for other states than 200, AssertionError for no JSON."""
