@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
 PositiveFloat = typing.Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 DecayRate = typing.Annotated[float, Field(ge=0.0, lt=1.0)]
 PresetName = Literal["tiny", "small", "B", "L", "H", "G"]
+ScoringPrecision = Literal["fp32", "bf16"]
 SkipName = Literal["none", "learned", "gaussian"]
 
 
@@ -165,6 +166,9 @@ class TrainConfig(Section):
 class CalibrationConfig(Section):
     false_alarm_rate: float = Field(
         0.01, gt=0.0, lt=0.5, description="share of normal images allowed above a class's threshold"
+    )
+    precision: ScoringPrecision = Field(
+        "fp32", description="of the network when it scores, calibration included; bf16 is several times faster on a GPU"
     )
 
 

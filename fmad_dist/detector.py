@@ -83,7 +83,8 @@ class Detector(nn.Module):
         self.backbone = Backbone(feature_spec(spec.features))
         self.whitening = Whitening(self.backbone.num_channels, spec.features.norm)
         self.network = build_network(spec.network)
-        self.field = Field(self.network, PATHS[spec.objective.path])
+        dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+        self.field = Field(self.network, PATHS[spec.objective.path], dtype)
         self.scorer = self._build_scorer()
         self.register_buffer("class_means", torch.zeros(len(spec.class_names), self.backbone.num_channels))
         self.sensitivity = 0.5

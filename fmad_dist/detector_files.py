@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from fmad_dist.config import FeatureConfig, ObjectiveConfig
+from fmad_dist.config import FeatureConfig, ObjectiveConfig, ScoringPrecision
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.networks.build import NetworkSpec
@@ -41,6 +41,7 @@ class DetectorSpec(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()
     coupling_strength: float = 0.0  # a of the training, -E<e, x> / E|x|^2
     scorer: ScorerConfig
+    precision: ScoringPrecision = "fp32"  # of the network and its weights
     protocol: Protocol
     seed: int
     class_names: tuple[str, ...]

@@ -14,19 +14,25 @@ class Field:
 
     On a CPU, images are run one by one: as fast as in a batch, and the bits of an image's scores do not depend on the
     batch it came in. Elsewhere the whole batch goes at once.
+
+    The network computes in the `dtype` of its weights; points and answers are float32.
     """
 
-    def __init__(self, network: nn.Module, path: AffinePath) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, path: AffinePath, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network.to(dtype)
         self.path = path
+        self.dtype = dtype
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [B, C, H, W], t [B] -> [B, C, H, W]."""
+        """x float32 [B, C, H, W], t [B] -> float32 [B, C, H, W]."""
         if self.path.name == "reversed":
             return -self._run(x, 1.0 - t)
         return self._run(x, t)
 
     def _run(self, x: Tensor, t: Tensor) -> Tensor:
         if x.device.type != "cpu" or len(x) == 1:
-            return self.network(x, t)
-        return torch.cat([self.network(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+            return self._answer(x, t)
+        return torch.cat([self._answer(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+
+    def _answer(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype), t).float()

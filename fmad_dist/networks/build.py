@@ -1,5 +1,6 @@
 """A network by its configuration or by the specification stored with its weights."""
 
+import torch._functorch.config
 from torch import nn
 
 from fmad_dist.config import ModelConfig
@@ -19,6 +20,14 @@ def network_spec(config: ModelConfig, channels: int, grid: int, num_classes: int
 
 def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
     return UNet(spec, checkpointing) if isinstance(spec, UNetSpec) else DiT(spec, checkpointing)
+
+
+def compile_network(network: nn.Module, dynamic: bool = False) -> None:
+    """Compile in place; `dynamic` for batches of any size. Of a DiT one block is compiled, which serves all: the whole
+    takes the compiler as many times longer as it is deep."""
+    torch._functorch.config.donated_buffer = False  # density walks backwards through one graph several times
+    for part in network.blocks if isinstance(network, DiT) else [network]:
+        part.compile(dynamic=dynamic)
 
 
 def describe_network(spec: NetworkSpec) -> str:

@@ -27,7 +27,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
-        self.field = _WholeBatch(detector.network, detector.field.path)
+        self.field = _WholeBatch(detector.network, detector.field.path, detector.field.dtype)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         detector = self.detector
@@ -41,7 +41,7 @@ class _WholeBatch(Field):
     """A graph has no loop over the images of a batch."""
 
     def _run(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.network(x, t)
+        return self._answer(x, t)
 
 
 def build_graph(detector: Detector) -> Any:
@@ -50,6 +50,11 @@ def build_graph(detector: Detector) -> Any:
     Raises:
         UserError: its scorer needs what a graph cannot do, or the exporter does not know a part of the networks.
     """
+    if detector.spec.precision != "fp32":
+        raise UserError(
+            f"calibration.precision: this detector computes in {detector.spec.precision}, and graphs are made of float32 "
+            "ones; make another with `fmad train` or from its config.yaml and calibration.precision=fp32."
+        )
     _check_scorer(detector.spec.scorer)
     side = detector.image_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)

@@ -18,6 +18,7 @@ from torch import nn
 import fmad_dist
 from fmad_dist.config import TrainConfig
 from fmad_dist.errors import UserError
+from fmad_dist.networks.build import compile_network
 from fmad_dist.startup import import_deepspeed
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.world import World
@@ -96,7 +97,7 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
         network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     if wants_compile(config):
-        network.compile(dynamic=False)
+        compile_network(network)
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
     zero["reduce_bucket_size"] = bucket_elements(sum(weight.numel() for weight in network.parameters()))
     _measure_norms_in_fp32()

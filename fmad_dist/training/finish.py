@@ -55,6 +55,7 @@ def assemble(
         objective=config.objective,
         coupling_strength=strength_of(coupling),
         scorer=config.scorer,
+        precision=config.calibration.precision,
         protocol=config.protocol,
         seed=config.train.seed,
         class_names=tuple(data.mixture.class_names),
