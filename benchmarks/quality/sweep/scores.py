@@ -1,0 +1,107 @@
+"""Grids of scores from a trained flow, several ways to read each, and references without any training."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fmad_dist.flow.solvers import integrate
+from fmad_dist.networks.dit import DiT
+
+BATCH = 64
+
+
+def vectors(network: DiT, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """What each way of scoring looks at, float16 [N, C, G, G]: its squares are the score of the literature."""
+    found: dict[str, list[Tensor]] = {}
+    generator = torch.Generator(x.device).manual_seed(seed)
+    for part in x.split(BATCH):
+        for name, value in _vectors(network, part.float(), generator):
+            found.setdefault(name, []).append(value.half())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.inference_mode()
+def _vectors(network: DiT, x: Tensor, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    def field(point: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(point.device.type, torch.bfloat16, enabled=point.device.type == "cuda"):
+            return network(point, t).float()
+
+    def at(time: float) -> Tensor:
+        return torch.full((len(x),), time, device=x.device)
+
+    yield "endpoint", x - field(x, at(1.0))
+    yield "inversion3", integrate(field, x, 1.0, 0.0, 3)
+    for tau in (0.7, 0.85):
+        total = torch.zeros_like(x)
+        for _ in range(4):
+            noise = torch.randn(x.shape, generator=generator, device=x.device)
+            mixed = tau * x + (1 - tau) * noise
+            total += x - (mixed + (1 - tau) * field(mixed, at(tau)))  # against the expected image
+        yield f"residual{tau:g}", total / 4
+
+
+def squares(v: Tensor) -> Tensor:
+    return v.float().square().mean(1)
+
+
+class Gaussians:
+    """Of the vectors of training normals, by category: mean and covariance over all locations, or each location's own
+    mean and deviation of a scalar."""
+
+    def __init__(self, vectors: Tensor, classes: Tensor, shrink: float = 0.05) -> None:
+        self.means, self.roots = [], []
+        for number in range(int(classes.max()) + 1):
+            rows = vectors[classes == number].float().permute(0, 2, 3, 1).flatten(0, 2)
+            mean = rows.mean(0)
+            covariance = torch.cov(rows.T)
+            scale = covariance.diagonal().mean()
+            covariance = covariance + shrink * scale * torch.eye(len(mean), device=mean.device)
+            self.means.append(mean)
+            self.roots.append(torch.linalg.inv(torch.linalg.cholesky(covariance)))
+
+    def distance(self, vectors: Tensor, classes: Tensor) -> Tensor:
+        out = torch.zeros(len(vectors), *vectors.shape[2:], device=vectors.device)
+        for number, (mean, root) in enumerate(zip(self.means, self.roots, strict=True)):
+            rows = (classes == number).nonzero()[:, 0]
+            for part in rows.split(BATCH):
+                v = vectors[part].float() - mean[:, None, None]
+                out[part] = torch.einsum("cd,ndhw->nchw", root, v).square().mean(1)
+        return out
+
+
+class Locations:
+    """Mean and deviation of a score at each location on the training normals of a category, smoothed over neighbours."""
+
+    def __init__(self, grids: Tensor, classes: Tensor) -> None:
+        self.means, self.stds = [], []
+        for number in range(int(classes.max()) + 1):
+            rows = grids[classes == number].float()
+            pooled = F.pad(torch.stack([rows.mean(0), rows.square().mean(0)])[None], (1,) * 4, mode="replicate")
+            first, second = F.avg_pool2d(pooled, 3, stride=1)[0]
+            std = (second - first.square()).clamp_min(1e-12).sqrt()
+            self.means.append(first)
+            self.stds.append(std + 0.2 * std.mean())
+
+    def standardised(self, grids: Tensor, classes: Tensor) -> Tensor:
+        return (grids.float() - torch.stack(self.means)[classes]) / torch.stack(self.stds)[classes]
+
+
+class Categories:
+    """Mean and deviation of a score over all locations of the training normals of a category."""
+
+    def __init__(self, grids: Tensor, classes: Tensor) -> None:
+        rows = [grids[classes == number].float() for number in range(int(classes.max()) + 1)]
+        self.means, self.stds = torch.stack([r.mean() for r in rows]), torch.stack([r.std() for r in rows])
+
+    def standardised(self, grids: Tensor, classes: Tensor) -> Tensor:
+        return (grids.float() - self.means[classes, None, None]) / self.stds[classes, None, None]
+
+
+def nearest(x: Tensor, bank: Tensor, chunk: int = 4096) -> Tensor:
+    """Distance of every vector of x [N, C, G, G] to the nearest row of the bank [M, C]: [N, G, G]."""
+    rows = x.permute(0, 2, 3, 1)
+    flat = rows.reshape(-1, rows.shape[-1]).float()
+    found = [torch.cdist(part, bank).amin(1) for part in flat.split(chunk)]
+    return torch.cat(found).view(rows.shape[:3])
