@@ -133,7 +133,9 @@ def measure(detector: Detector, preset: str, compiled: bool, text: str, batch: i
     accelerator = find_accelerator(torch.cuda.get_device_name()) if device.type == "cuda" else None
     flops = network_cost(detector.spec.network, torch.bfloat16).forward_flops * one.scorer.evaluations * batch
     mfu = flops / (flow_ms / 1000) / accelerator.peak_flops if accelerator else None
-    return Row(preset, compiled, text, batch, round(flow_ms, 3), round(whole_ms, 3), round(peak, 2), mfu and round(mfu, 3))
+    return Row(
+        preset, compiled, text, batch, round(flow_ms, 3), round(whole_ms, 3), round(peak, 2), mfu and round(mfu, 3)
+    )
 
 
 def detector_shape(detector: Detector) -> tuple[int, int, int]:

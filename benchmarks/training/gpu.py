@@ -3,9 +3,9 @@
     python benchmarks/training/gpu.py --manifest data/mvtec_ad --out benchmarks/training
 
 Both in bf16 with torch.compile, AdamW, clipped gradients and averaged weights. fmad runs as `fmad train` does (ZeRO-2,
-accelerate, its stream and its log) but saves nothing at the end; the peer is `plain` below, one function, which compiles
-the whole network where fmad compiles one block. The first third of each run is not counted. Estimated memory is that of
-the dry run.
+accelerate, its stream and its log) but saves nothing at the end; the peer is `plain` below, one function, which
+compiles the whole network where fmad compiles one block. The first third of each run is not counted. Estimated
+memory is that of the dry run.
 """
 
 import argparse
@@ -165,7 +165,9 @@ def plain(cache: Path, preset: str, steps: int, batch: int) -> dict[str, float]:
 
 def show(rows: list[dict[str, Any]], out: Path) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    (out / "gpu.json").write_text(json.dumps({"device": gpu, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    (out / "gpu.json").write_text(
+        json.dumps({"device": gpu, "torch": torch.__version__, "rows": rows}, indent=1) + "\n"
+    )
     keys = ("images_per_s", "mfu", "data_wait_percent", "memory_gib", "estimated_gib", "first_steps_s")
     lines = [
         "| DiT | batch | | images/s | MFU | data wait % | peak GiB | dry run GiB | first steps s |",

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: torch's profiler around a few steps of `fmad train`, on one process.
 
-    python benchmarks/training/profile_step.py --config FILE --out profile.txt [section.key=value ...]
+python benchmarks/training/profile_step.py --config FILE --out profile.txt [section.key=value ...]
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Watched:
         self.profile = profile(activities=activities)
         self.start = 0.0
 
-    def call(self, step):  # noqa: ANN001, ANN201
+    def call(self, step):
         if self.number == FIRST:
             self.wait()
             self.start = time.perf_counter()

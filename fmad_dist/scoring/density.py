@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmad_dist.flow.noise import keyed_generator
+from fmad_dist.flow.noise import keyed_signs
 from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, Velocity, integrate
 
 
@@ -92,7 +92,7 @@ class Density:
                 yield vector
             return
         for probe in range(self.probes):
-            signs = torch.stack([self._signs(like[0], key, number, probe) for key in keys])
+            signs = keyed_signs(self.seed, keys, like.shape[1:], like.device, number, probe).to(like.dtype)
             for row in range(self.mask_stride):
                 for column in range(self.mask_stride):
                     if self.mask_stride == 1:
@@ -102,9 +102,3 @@ class Density:
                     window = (..., slice(row, None, self.mask_stride), slice(column, None, self.mask_stride))
                     vector[window] = signs[window]
                     yield vector
-
-    def _signs(self, like: Tensor, key: int, number: int, probe: int) -> Tensor:
-        """Rademacher signs shaped as one image."""
-        generator = keyed_generator(like.device, self.seed, key, number, probe)
-        bits = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
-        return (2 * bits - 1).to(like.dtype)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmad_dist.flow.noise import keyed_generator
+from fmad_dist.flow.noise import keyed_noise
 from fmad_dist.flow.solvers import Velocity
 
 
@@ -47,7 +47,7 @@ class Mismatch:
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] and one key per image -> scores [B, H, W] >= 0."""
-        draws = [torch.stack([self._noise(x[0], key, k) for key in keys]) for k in range(self.noises)]
+        draws = [self._noise(x, keys, draw) for draw in range(self.noises)]
         total = torch.zeros_like(x[:, 0])
         for time in self.times:
             t = torch.full((len(x),), time, device=x.device)
@@ -63,6 +63,5 @@ class Mismatch:
             return errors.mean(dim=0)
         return errors.amin(dim=0) if self.aggregate == "min" else errors.quantile(self.quantile, dim=0)
 
-    def _noise(self, like: Tensor, key: int, draw: int) -> Tensor:
-        generator = keyed_generator(like.device, self.seed, key, draw)
-        return torch.randn(like.shape, generator=generator, device=like.device)
+    def _noise(self, x: Tensor, keys: Sequence[int], draw: int) -> Tensor:
+        return keyed_noise(self.seed, keys, x.shape[1:], x.device, draw)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fmad_dist.flow.noise import keyed_generator
+from fmad_dist.flow.noise import keyed_noise
 from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, Velocity, integrate
 
 
@@ -46,7 +46,7 @@ class Reconstruction:
             return self._error(velocity, x, integrate(velocity, x, 1.0, self.tau, self.steps, self.solver))
         total = torch.zeros_like(x[:, 0])
         for draw in range(self.noises):
-            noise = torch.stack([self._noise(x[0], key, draw) for key in keys])
+            noise = self._noise(x, keys, draw)
             total += self._error(velocity, x, self.tau * x + (1.0 - self.tau) * noise)
         return total / self.noises
 
@@ -54,6 +54,5 @@ class Reconstruction:
         rebuilt = integrate(velocity, start, self.tau, 1.0, self.steps, self.solver)
         return (x - rebuilt).square().mean(dim=1)
 
-    def _noise(self, like: Tensor, key: int, draw: int) -> Tensor:
-        generator = keyed_generator(like.device, self.seed, key, draw)
-        return torch.randn(like.shape, generator=generator, device=like.device)
+    def _noise(self, x: Tensor, keys: Sequence[int], draw: int) -> Tensor:
+        return keyed_noise(self.seed, keys, x.shape[1:], x.device, draw)

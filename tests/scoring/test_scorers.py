@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -106,8 +107,8 @@ def test_noises_are_averaged() -> None:
             super().__init__(0.5, 1, 3, seed=9)
             self.draw = draw
 
-        def _noise(self, like: Tensor, key: int, draw: int) -> Tensor:
-            return super()._noise(like, key, self.draw)
+        def _noise(self, x: Tensor, keys: Sequence[int], draw: int) -> Tensor:
+            return super()._noise(x, keys, self.draw)
 
     single = [OneDraw(draw)(network, x, range(4)) for draw in range(3)]
     assert not torch.allclose(single[0], single[1])

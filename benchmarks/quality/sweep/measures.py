@@ -14,7 +14,7 @@ LIMIT = 0.3
 
 @dataclass(frozen=True)
 class Truth:
-    """Of one category: `rows` in the split, `anomalous` [n], `masks` [n, S, S], `regions` [n, S, S] int64, 0 outside."""
+    """Of a category: `rows` in the split, `anomalous` [n], `masks` [n, S, S], `regions` [n, S, S] int64, 0 outside."""
 
     rows: Tensor
     anomalous: Tensor
@@ -55,7 +55,9 @@ def aupro(maps: Tensor, truth: Truth) -> float:
     inside = truth.masks
     region = truth.regions[inside] - 1
     sizes = torch.bincount(region, minlength=truth.num_regions).double()
-    reached = THRESHOLDS - torch.searchsorted(limits.flip(0).contiguous(), maps[inside].contiguous())  # first limit below
+    reached = THRESHOLDS - torch.searchsorted(
+        limits.flip(0).contiguous(), maps[inside].contiguous()
+    )  # first limit below
     table = torch.zeros(truth.num_regions, THRESHOLDS + 1, device=maps.device, dtype=torch.float64)
     table.view(-1).index_add_(0, region * (THRESHOLDS + 1) + reached, torch.ones_like(region, dtype=torch.float64))
     overlap = (table.cumsum(1)[:, :THRESHOLDS] / sizes[:, None]).mean(0)

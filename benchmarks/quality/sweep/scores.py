@@ -72,7 +72,7 @@ class Gaussians:
 
 
 class Locations:
-    """Mean and deviation of a score at each location on the training normals of a category, smoothed over neighbours."""
+    """Mean and deviation of a score at each location on a category's training normals, smoothed over neighbours."""
 
     def __init__(self, grids: Tensor, classes: Tensor) -> None:
         self.means, self.stds = [], []

@@ -56,7 +56,7 @@ def main() -> None:
         worker.join()
 
 
-def work(data: Data, queue, out: Path, end: float) -> None:  # noqa: ANN001
+def work(data: Data, queue, out: Path, end: float) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(data, device)
     while (trial := queue.get()) is not None:
@@ -78,7 +78,9 @@ class Bench:
         self.data, self.device = data, device
         self.known: dict[tuple, dict[str, Tensor]] = {}
         self.classes = {name: split.classes.to(device) for name, split in vars(data).items()}
-        self.truths = {name: truths(s.masks[:, ::2, ::2], s.classes, device) for name, s in vars(data).items() if name != "train"}
+        self.truths = {
+            name: truths(s.masks[:, ::2, ::2], s.classes, device) for name, s in vars(data).items() if name != "train"
+        }
 
     def features(self, trial: Trial) -> dict[str, Tensor]:
         """Whitened float16 features by split."""
@@ -91,7 +93,9 @@ class Bench:
                 for name, split in vars(self.data).items()
             }
             if trial.average:
-                raw = {name: F.avg_pool2d(F.pad(x.float(), (1,) * 4, "replicate"), 3, 1).half() for name, x in raw.items()}
+                raw = {
+                    name: F.avg_pool2d(F.pad(x.float(), (1,) * 4, "replicate"), 3, 1).half() for name, x in raw.items()
+                }
             self.known[key] = whitened(raw, trial, backbone.tap_channels)
         return self.known[key]
 
@@ -138,7 +142,7 @@ class Bench:
         self.note(found, "bank", near)
         self.note(found, "bank+loc", self._all(Locations, near))
 
-    def _all(self, kind, grids: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ANN001
+    def _all(self, kind, grids: dict[str, Tensor]) -> dict[str, Tensor]:
         fitted = kind(grids["train"], self.classes["train"])
         return {name: fitted.standardised(values, self.classes[name]) for name, values in grids.items()}
 

@@ -92,7 +92,7 @@ def flow_loss(network: DiT, trial: Trial, x: Tensor, classes: Tensor) -> Tensor:
     return (answer.float() - (data - noise)).square().mean()
 
 
-def _captured(step):  # noqa: ANN001, ANN202
+def _captured(step):
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
