@@ -85,7 +85,7 @@ class Detector(nn.Module):
         self.network = build_network(spec.network)
         dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
         self.field = Field(self.network, PATHS[spec.objective.path], dtype)
-        self.scorer = self._build_scorer()
+        self.scorer: Scorer = self._build_scorer()
         self.register_buffer("class_means", torch.zeros(len(spec.class_names), self.backbone.num_channels))
         self.sensitivity = 0.5
         self._take_limits("class")
@@ -140,7 +140,7 @@ class Detector(nn.Module):
             if self.spec.calibration is not None:
                 check_draws(scorer, self.spec.scorer)
             self.spec = self.spec.model_copy(update={"scorer": scorer, "calibration": None})
-            self.scorer = self._build_scorer()
+            self._take_scorer(self._build_scorer())
             self._take_limits("class")
         return self
 
@@ -180,14 +180,14 @@ class Detector(nn.Module):
             UserError: the scorer does not fit what was trained.
         """
         other = self._copy(scorer)
-        other.scorer = other._build_scorer()
+        other._take_scorer(other._build_scorer())
         return other
 
     def scored_by(self, scorer: Scorer) -> "Detector":
         """Another detector of the same tensors for a comparison with a scorer that has its own network. Its maps and
         image scores follow the protocol; it cannot be saved."""
         other = self._copy(InversionConfig())
-        other.scorer = scorer
+        other._take_scorer(scorer)
         return other
 
     def _copy(self, scorer: ScorerConfig) -> "Detector":
@@ -199,12 +199,14 @@ class Detector(nn.Module):
     def _twin(self) -> "Detector":
         other = copy.copy(self)
         other._buffers = dict(self._buffers)  # the copy may replace its thresholds
+        other._modules = dict(self._modules)  # and a scorer that is a module
         return other
 
     def calibrated(self, calibration: Calibration) -> "Detector":
         """The same detector with thresholds and, for a fusion, with the statistics of its parts."""
         self.spec = self.spec.model_copy(update={"calibration": calibration})
-        self.scorer = self._build_scorer()
+        if calibration.parts is not None:
+            self._take_scorer(self._build_scorer())
         self._take_limits("class")
         return self
 
@@ -216,10 +218,16 @@ class Detector(nn.Module):
         self.register_buffer("thresholds", torch.tensor(thresholds, device=device), persistent=False)
         self.register_buffer("margins", torch.tensor(margins, device=device), persistent=False)
 
+    def _take_scorer(self, scorer: Scorer) -> None:
+        """Some scorers are modules and others are not, which torch keeps in different places."""
+        for place in (self._modules, self.__dict__):
+            place.pop("scorer", None)
+        self.scorer = scorer.to(self.class_means.device) if isinstance(scorer, nn.Module) else scorer
+
     def _build_scorer(self) -> Scorer:
         spec = self.spec
-        dimensions = spec.network.channels * spec.network.grid**2
-        trained = Trained(spec.objective, spec.coupling_strength, dimensions, spec.seed)
+        shape = (spec.network.channels, spec.network.grid, spec.network.grid)
+        trained = Trained(spec.objective, spec.coupling_strength, shape, len(spec.class_names), spec.seed)
         return build_scorer(spec.scorer, trained, spec.calibration.parts if spec.calibration else None)
 
     def save(self, folder: Path) -> None:

@@ -70,8 +70,9 @@ def num_test(part: Part) -> int:
 def _evaluations(part: Part) -> int:
     if part.taken:
         spec = part.taken_spec
-        dimensions = spec.network.channels * spec.network.grid**2
-        return build_scorer(spec.scorer, Trained(spec.objective, 0.0, dimensions, spec.seed)).evaluations
+        shape = (spec.network.channels, spec.network.grid, spec.network.grid)
+        return build_scorer(spec.scorer, Trained(spec.objective, 0.0, shape, 1, spec.seed)).evaluations
     config = part.config
-    dimensions = Backbone(feature_spec(config.features)).num_channels * config.features.grid**2
-    return build_scorer(config.scorer, Trained(config.objective, 0.0, dimensions, config.train.seed)).evaluations
+    grid = config.features.grid
+    shape = (Backbone(feature_spec(config.features)).num_channels, grid, grid)
+    return build_scorer(config.scorer, Trained(config.objective, 0.0, shape, 1, config.train.seed)).evaluations

@@ -15,6 +15,7 @@ from fmad_dist.scoring.config import (
     SCORER_CONFIGS,
     DDIMConfig,
     DensityConfig,
+    DeviationConfig,
     EndpointConfig,
     FusionConfig,
     InversionConfig,
@@ -34,6 +35,7 @@ EVERY: tuple[ScorerConfig, ...] = (
     ResidualConfig(),
     DDIMConfig(),
     FusionConfig(),
+    DeviationConfig(),
 )
 
 
@@ -73,6 +75,8 @@ def title(config: ScorerConfig) -> str:
     values = changed(config, SCORER_CONFIGS[config.name]())
     if isinstance(config, FusionConfig) and values:
         values["parts"] = f"[{' + '.join(title(part) for part in config.parts)}]"
+    if isinstance(config, DeviationConfig) and "part" in values:
+        values["part"] = f"[{title(config.part)}]"
     return " ".join([config.name, *(f"{key}={value}" for key, value in values.items())])
 
 

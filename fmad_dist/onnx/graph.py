@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.flow.fields import Field
-from fmad_dist.scoring.config import FusionConfig, ReconstructionConfig, ScorerConfig
+from fmad_dist.scoring.config import DeviationConfig, FusionConfig, ReconstructionConfig, ScorerConfig
 
 OPSET = 18
 INPUT = "images"
@@ -81,11 +81,13 @@ def _check_scorer(scorer: ScorerConfig) -> None:
         for part in scorer.parts:
             _check_scorer(part)
         return
+    if isinstance(scorer, DeviationConfig):
+        return  # its part draws nothing
     inverted = isinstance(scorer, ReconstructionConfig) and scorer.start == "invert"
     if scorer.name not in PORTABLE and not inverted:
         raise UserError(
             f"scorer.name: {scorer.name} draws random numbers for every image, which an ONNX graph cannot; what can be "
-            f"exported: {', '.join(PORTABLE)} and fusions of them."
+            f"exported: {', '.join(PORTABLE)} deviation and fusions of them."
         )
 
 

@@ -1,5 +1,6 @@
 """A scorer by its configuration, or the reason why it does not fit what was trained."""
 
+import math
 from dataclasses import dataclass
 
 from fmad_dist.config import ObjectiveConfig
@@ -8,6 +9,7 @@ from fmad_dist.flow.paths import PATHS
 from fmad_dist.scoring.config import (
     DDIMConfig,
     DensityConfig,
+    DeviationConfig,
     EndpointConfig,
     FusionConfig,
     InversionConfig,
@@ -18,9 +20,10 @@ from fmad_dist.scoring.config import (
 )
 from fmad_dist.scoring.ddim import DDIMInversion
 from fmad_dist.scoring.density import Density
+from fmad_dist.scoring.deviation import Deviation
 from fmad_dist.scoring.endpoint import Endpoint, Residual
 from fmad_dist.scoring.fusion import Fusion, PartStatistics
-from fmad_dist.scoring.interface import Scorer
+from fmad_dist.scoring.interface import Scorer, VectorScorer
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.mismatch import Mismatch, paper_times
 from fmad_dist.scoring.reconstruction import Reconstruction
@@ -32,7 +35,8 @@ class Trained:
 
     objective: ObjectiveConfig
     coupling_strength: float
-    dimensions: int  # C * H * W of the network's input
+    shape: tuple[int, int, int]  # C, H, W of the network's input
+    num_classes: int
     seed: int
 
 
@@ -53,7 +57,7 @@ def build_scorer(
             return Reconstruction(config.tau, config.noises, config.steps, config.solver, seed, config.start)
         case DensityConfig():
             options = (config.solver, config.mask_stride, config.trace, config.chunk, seed)
-            return Density(config.steps, config.probes, trained.dimensions, *options)
+            return Density(config.steps, config.probes, math.prod(trained.shape), *options)
         case MismatchConfig():
             times = config.grid or paper_times(config.times)
             return Mismatch(config.noises, times, config.aggregate, config.quantile, config.weighted, seed)
@@ -65,12 +69,18 @@ def build_scorer(
             return DDIMInversion(config.steps, PATHS[trained.objective.path])
         case FusionConfig():
             return Fusion([build_scorer(part, trained) for part in config.parts], statistics)
+        case DeviationConfig():
+            scorer = build_scorer(config.part, trained)
+            assert isinstance(scorer, VectorScorer)
+            return Deviation(scorer, trained.num_classes, trained.shape, config.covariance, config.locations)
 
 
 def refusal(config: ScorerConfig, objective: ObjectiveConfig) -> str | None:
     """Why a scorer cannot be used with an objective, or None."""
     if isinstance(config, FusionConfig):
         return next((found for part in config.parts if (found := _part_refusal(part, objective))), None)
+    if isinstance(config, DeviationConfig):
+        return _part_refusal(config.part, objective)
     if isinstance(config, DDIMConfig):
         if objective.path != "vp":
             return f"it needs a network that predicts noise (objective.path vp), this one is {objective.path}"

@@ -79,6 +79,7 @@ class DDIMConfig(ScorerSection):
     steps: int = Field(3, ge=1, description="deterministic diffusion steps from the image to noise")
 
 
+VectorPart = Annotated[InversionConfig | EndpointConfig | ResidualConfig | DDIMConfig, Field(discriminator="name")]
 SinglePart = Annotated[
     InversionConfig
     | ReconstructionConfig
@@ -89,6 +90,14 @@ SinglePart = Annotated[
     | DDIMConfig,
     Field(discriminator="name"),
 ]
+
+
+class DeviationConfig(ScorerSection):
+    name: Literal["deviation"] = "deviation"
+    part: VectorPart = Field(InversionConfig(), description="scorer whose vectors are judged, one without draws")
+    covariance: bool = Field(True, description="measure vectors by the covariance that normal images of the class have")
+    locations: bool = Field(True, description="measure scores by the mean and deviation they have at that place")
+    images: int = Field(1000, ge=1, description="training normals that are looked at, over all classes")
 
 
 class FusionConfig(ScorerSection):
@@ -108,7 +117,8 @@ ScorerConfig = Annotated[
     | EndpointConfig
     | ResidualConfig
     | DDIMConfig
-    | FusionConfig,
+    | FusionConfig
+    | DeviationConfig,
     Field(discriminator="name"),
 ]
 
@@ -121,4 +131,5 @@ SCORER_CONFIGS: dict[str, type[ScorerSection]] = {
     "residual": ResidualConfig,
     "ddim": DDIMConfig,
     "fusion": FusionConfig,
+    "deviation": DeviationConfig,
 }

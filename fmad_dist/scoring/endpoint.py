@@ -1,5 +1,6 @@
 """Endpoint and residual scores: one look at the field where the data are."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,11 @@ class Endpoint:
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] -> scores [B, H, W] >= 0; nothing is random."""
-        return integrate(velocity, x, 1.0, 0.0, self.steps).square().mean(dim=1) / 2
+        return self.vectors(velocity, x).square().mean(dim=1)
+
+    def vectors(self, velocity: Velocity, x: Tensor) -> Tensor:
+        """z / sqrt(2) [B, C, H, W]."""
+        return integrate(velocity, x, 1.0, 0.0, self.steps) / math.sqrt(2.0)
 
 
 class Residual:
@@ -42,5 +47,9 @@ class Residual:
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] -> scores [B, H, W] >= 0; nothing is random."""
+        return self.vectors(velocity, x).square().mean(dim=1)
+
+    def vectors(self, velocity: Velocity, x: Tensor) -> Tensor:
+        """The difference to the linear well, in its units [B, C, H, W]."""
         v_reversed = -velocity(x, torch.ones(x.shape[0], device=x.device))
-        return (v_reversed + self.scale * x).square().mean(dim=1) / self.scale**2
+        return v_reversed / self.scale + x

@@ -12,7 +12,9 @@ from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import TrainingImages
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.scoring.calibration import Calibration, fit_thresholds
+from fmad_dist.scoring.deviation import Deviation
 from fmad_dist.scoring.fusion import Fusion, PartStatistics, fit_statistics
+from fmad_dist.scoring.training_normals import fit_deviation
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.world import World
 
@@ -53,8 +55,10 @@ def calibrate(
 def fit_parts(
     detector: Detector, data: TrainingImages, world: World, gather: Gather
 ) -> tuple[PartStatistics, ...] | None:
-    """Give a fusion the statistics of its parts; every rank calls. Other scorers have none."""
+    """Give a fusion the statistics of its parts, and fit a deviation; every rank calls. Other scorers need neither."""
     fusion = detector.scorer
+    if isinstance(fusion, Deviation):
+        fit_deviation(detector, data, world, gather)
     if not isinstance(fusion, Fusion):
         return None
     rows = data.split.held_out

@@ -1,7 +1,7 @@
 """What all scorers have in common."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,3 +17,11 @@ class Scorer(Protocol):
 
     def __call__(self, field: Velocity, x: Tensor, keys: Sequence[int], /) -> Tensor:
         """Field, features [B, C, H, W] and one key per image for random draws -> scores [B, H, W]."""
+
+
+@runtime_checkable
+class VectorScorer(Scorer, Protocol):
+    """A scorer without random draws whose scores are mean squares over the channels of vectors."""
+
+    def vectors(self, field: Velocity, x: Tensor) -> Tensor:
+        """Field, features [B, C, H, W] -> vectors [B, C, H, W]; the scores are their `square().mean(1)`."""

@@ -21,4 +21,8 @@ class Inversion:
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, H, W] -> scores [B, H, W] >= 0; `keys` are not needed, nothing is random."""
-        return integrate(velocity, x, 1.0, 0.0, self.steps, self.solver).square().mean(dim=1)
+        return self.vectors(velocity, x).square().mean(dim=1)
+
+    def vectors(self, velocity: Velocity, x: Tensor) -> Tensor:
+        """The noise x_0 that the images come from [B, C, H, W]."""
+        return integrate(velocity, x, 1.0, 0.0, self.steps, self.solver)

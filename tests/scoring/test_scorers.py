@@ -12,7 +12,7 @@ from fmad_dist.scoring.config import InversionConfig, ReconstructionConfig
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.reconstruction import Reconstruction
 
-TRAINED = Trained(ObjectiveConfig(), 0.0, 5 * 3 * 3, seed=0)
+TRAINED = Trained(ObjectiveConfig(), 0.0, (5, 3, 3), 1, seed=0)
 CONFIGS = {"inversion": InversionConfig, "reconstruction": ReconstructionConfig}
 
 

@@ -1,6 +1,6 @@
 """The table of a sweep from its lines, and how well synthetic defects foretell the test split.
 
-    python benchmarks/quality/sweep/table.py benchmarks/quality/sweep/first.jsonl
+python benchmarks/quality/sweep/table.py benchmarks/quality/sweep/first.jsonl
 """
 
 import json
@@ -26,7 +26,9 @@ def main(path: Path) -> None:
     every = [(line, way.removesuffix(" blur0")) for line in lines for way in line["found"] if way.endswith("blur0")]
     for measure in MEASURES:
         pairs = [[mean(line, way, split, measure) for line, way in every] for split in ("synthetic", "test")]
-        print(f"\n{measure}: rank correlation of synthetic and test {spearmanr(*pairs).statistic:.2f} ({len(every)} ways)")
+        print(
+            f"\n{measure}: rank correlation of synthetic and test {spearmanr(*pairs).statistic:.2f} ({len(every)} ways)"
+        )
 
 
 def mean(line: dict, way: str, split: str, measure: str) -> float:

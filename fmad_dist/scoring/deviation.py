@@ -1,0 +1,145 @@
+"""How far an image is from what a scorer says of normal images: of its class, and at that place [ours].
+
+A perfect flow takes normal images to N(0, I) everywhere. A trained one does not quite, and what is left differs between
+classes, directions and places. So its vectors are measured by the Gaussian that they have on training normals of the
+class, as PaDiM (Defard et al., 2021) measures features, and these scores by the mean and deviation that they have at
+the same place. No label has a say: the class is inferred, and training images are normal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fmad_dist.errors import UserError
+from fmad_dist.flow.solvers import Velocity
+from fmad_dist.scoring.calibration import nearest_class
+from fmad_dist.scoring.interface import VectorScorer
+
+SHRINK = 0.05  # of the mean variance, added to all: directions without normal variation must not decide alone
+FLOOR = 0.2  # of a class's mean deviation, added to that of every place
+
+
+@dataclass(frozen=True, slots=True)
+class Normality:
+    """Of one class: mean [C] and whitening [C, C] of vectors, mean and deviation of scores at each place [H, W]."""
+
+    mean: Tensor
+    root: Tensor
+    place_mean: Tensor
+    place_std: Tensor
+
+
+class Deviation(nn.Module):
+    """Scores of `part`, measured by what they are on normal images. A module, for its tensors are saved and move with
+    the detector's."""
+
+    class_means: Tensor  # [K, C], whitened features
+    mean: Tensor  # [K, C]
+    root: Tensor  # [K, C, C], or [K, 0, 0] without covariance
+    place_mean: Tensor  # [K, H, W], or [K, 0, 0] without locations
+    place_std: Tensor
+
+    def __init__(
+        self, part: VectorScorer, num_classes: int, shape: tuple[int, int, int], covariance: bool, locations: bool
+    ) -> None:
+        super().__init__()
+        self.part = part
+        self.covariance = covariance
+        self.locations = locations
+        self.is_fitted = False
+        channels, height, width = shape
+        side = channels if covariance else 0
+        place = (height, width) if locations else (0, 0)
+        for name, size in (
+            ("class_means", (channels,)),
+            ("mean", (channels,)),
+            ("root", (side, side)),
+            ("place_mean", place),
+            ("place_std", place),
+        ):
+            self.register_buffer(name, torch.zeros(num_classes, *size))
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return self.part.evaluations
+
+    def forward(self, field: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
+        """Whitened features [B, C, H, W] -> scores [B, H, W]; with locations of any sign. Nothing is random.
+
+        Raises:
+            UserError: it was never fitted.
+        """
+        if not self.is_fitted:
+            raise UserError("scorer deviation: it was never fitted to training normals; train or export with it.")
+        classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
+        scores = self._distances(self.part.vectors(field, x), classes)
+        return (scores - self.place_mean[classes]) / self.place_std[classes] if self.locations else scores
+
+    def _distances(self, vectors: Tensor, classes: Tensor) -> Tensor:
+        """Mean squares of the vectors, whitened if wanted: [B, H, W]."""
+        if not self.covariance:
+            return vectors.square().mean(dim=1)
+        centred = (vectors - self.mean[classes][:, :, None, None]).flatten(2)  # [B, C, H W]
+        roots = self.root[classes]
+        if vectors.device.type != "cpu" or torch.compiler.is_exporting():
+            whitened = roots @ centred
+        else:  # one by one: the bits of an image's scores do not depend on the batch it came in
+            whitened = torch.stack([root @ one for root, one in zip(roots, centred, strict=True)])
+        return whitened.square().mean(dim=1).unflatten(1, vectors.shape[2:])
+
+    def normality(self, vectors: Tensor) -> Normality:
+        """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type."""
+        mean, root = gaussian(vectors)
+        if self.covariance:
+            whitened = torch.cat([root @ (one.float() - mean[:, None, None]).flatten(1) for one in vectors.split(1)])
+            scores = whitened.square().mean(dim=1).unflatten(1, vectors.shape[2:])
+        else:
+            scores = vectors.float().square().mean(dim=1)
+        return Normality(mean, root, *places(scores))
+
+    def take(self, class_means: Tensor, found: Sequence[Normality]) -> None:
+        """Be fitted to what was found, in the order of the classes."""
+        device = self.class_means.device
+        self.class_means = class_means.to(device).clone()
+        self.mean = torch.stack([one.mean for one in found]).to(device)
+        if self.covariance:
+            self.root = torch.stack([one.root for one in found]).to(device)
+        if self.locations:
+            self.place_mean = torch.stack([one.place_mean for one in found]).to(device)
+            self.place_std = torch.stack([one.place_std for one in found]).to(device)
+        self.is_fitted = True
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        super()._load_from_state_dict(*given)
+        self.is_fitted = True
+
+
+def gaussian(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and the lower triangular root [C, C] that takes the vectors [n, C, H, W] to about unit covariance."""
+    channels = vectors.shape[1]
+    total = torch.zeros(channels, dtype=torch.float64, device=vectors.device)
+    squares = torch.zeros(channels, channels, dtype=torch.float64, device=vectors.device)
+    for one in vectors:
+        columns = one.flatten(1).double()
+        total += columns.sum(dim=1)
+        squares += columns @ columns.T
+    count = len(vectors) * vectors[0, 0].numel()
+    mean = total / count
+    covariance = squares / count - torch.outer(mean, mean)
+    scale = covariance.diagonal().mean().clamp_min(1e-12)
+    identity = torch.eye(channels, dtype=torch.float64, device=vectors.device)
+    root = torch.linalg.inv(torch.linalg.cholesky(covariance + SHRINK * scale * identity))
+    return mean.float(), root.float()
+
+
+def places(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [H, W] of scores [n, H, W] over images and the eight neighbours, the latter with a floor."""
+    moments = torch.stack([scores.mean(dim=0), scores.square().mean(dim=0)])
+    around = F.avg_pool2d(F.pad(moments[None], (1, 1, 1, 1), mode="replicate"), kernel_size=3, stride=1)[0]
+    deviation = (around[1] - around[0].square()).clamp_min(0.0).sqrt()
+    return around[0], (deviation + FLOOR * deviation.mean()).clamp_min(1e-6)

@@ -1,0 +1,62 @@
+"""What a deviation scorer is fitted to: training normals of every class."""
+
+import numpy as np
+import torch
+
+from fmad_dist.detector import Detector
+from fmad_dist.errors import UserError
+from fmad_dist.features.prepare import GatherObjects, TrainingImages
+from fmad_dist.progress import Progress
+from fmad_dist.scoring.config import DeviationConfig
+from fmad_dist.scoring.deviation import Deviation, Normality
+from fmad_dist.stream.reader import BadSample
+from fmad_dist.world import World
+
+BATCH = 16
+FEWEST = 10  # of a class, whatever the limit of all is
+
+
+def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather: GatherObjects) -> None:
+    """Every rank calls. A class is one rank's work, so the number of ranks does not change a bit.
+
+    Raises:
+        UserError: no training image of a class can be read.
+    """
+    scorer, config = detector.scorer, detector.spec.scorer
+    assert isinstance(scorer, Deviation)
+    assert isinstance(config, DeviationConfig)
+    count = len(detector.spec.class_names)
+    chosen = {number: _rows(data, number, max(FEWEST, config.images // count)) for number in range(count)}
+    own = range(world.rank, count, world.size)
+    found: dict[int, Normality] = {}
+    total = sum(len(chosen[number]) for number in own)
+    with Progress("fit to training normals", total, shown=world.is_main) as progress:
+        for number in own:
+            parts = []
+            for start in range(0, len(chosen[number]), BATCH):
+                rows = chosen[number][start : start + BATCH]
+                parts += _vectors(detector, scorer, data, rows)
+                progress.advance(len(rows))
+            if not parts:
+                name = detector.spec.class_names[number]
+                raise UserError(f"class {name}: no training image could be read; restore its shards.")
+            one = scorer.normality(torch.cat(parts))
+            found[number] = Normality(*(tensor.cpu() for tensor in (one.mean, one.root, one.place_mean, one.place_std)))
+    everything = {number: one for part in gather(found) for number, one in part.items()}
+    scorer.take(detector.class_means, [everything[number] for number in range(count)])
+
+
+def _rows(data: TrainingImages, number: int, limit: int) -> np.ndarray:
+    """Up to `limit` training rows of a class, evenly spaced."""
+    rows = data.split.train[data.mixture.class_numbers[data.split.train] == number]
+    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)]
+
+
+@torch.inference_mode()
+def _vectors(detector: Detector, scorer: Deviation, data: TrainingImages, rows: np.ndarray) -> list[torch.Tensor]:
+    """Float16 [n, C, H, W] of the readable images, in a list; nothing if there is none."""
+    found = data.images.decode(data.images.fetch(rows.tolist()))
+    readable = [image for image in found if not isinstance(image, BadSample)]
+    if not readable:
+        return []
+    return [scorer.part.vectors(detector.field, detector.features(torch.stack(readable))).half()]
