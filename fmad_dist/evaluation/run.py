@@ -62,7 +62,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     outputs = (options.maps, options.tiff)
     of_outputs = evaluation_key(detector.spec, mixture.digests, outputs)
     partial = PartialStates(options.out, of_outputs, world.rank, options.save_s)
-    files = MapFiles(*outputs, key)
+    files = MapFiles(*outputs, key, detector.spec.protocol)
     if world.is_main:
         files.prepare()
         _tell_what_is_approximate(mixture)
@@ -80,7 +80,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
     shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
-    files.write_index(shards, options.name, detector.spec.protocol)
+    files.write_index(shards, options.name)
     speed = speed_of(shares, time.perf_counter() - start, world.device)
     facts = provenance(detector, mixture, options.name)
     _write(options.out, detector.spec, facts, merged, results, speed)
