@@ -183,6 +183,8 @@ def test_name_and_bias_are_said_wherever_numbers_are(
     for text in (page, " ".join(terminal.split()), written["protocol_title"] + written["protocol_note"]):
         assert protocol.title in text
         assert "Biased estimates, for comparison with published numbers only" in text
+    for table in ("results.csv", "scores.csv"):
+        assert {row["protocol"] for row in csv.DictReader((tmp_path / table).open())} == {protocol.title}
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 

@@ -54,6 +54,14 @@ def test_evaluate_and_predict_name_what_is_missing(
     assert "models:/none@x: not in the registry" in text
 
 
+@pytest.mark.parametrize("option", ["--processes", "--workers"])
+def test_numbers_of_processes_are_not_negative(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "--model", "m", "--manifest", "d", "--out", "o", option, "-1"])
+    assert stopped.value.code == 2
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err
+
+
 def test_follow_says_at_once_if_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--out: memory://x is not a run directory" in say(capsys, "follow", "--run", "memory://x")
     text = say(capsys, "follow", "--once", "--run", str(tmp_path / "nothing"))
