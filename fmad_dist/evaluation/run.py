@@ -12,6 +12,7 @@ from fmad_dist.detector import Detector
 from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
 from fmad_dist.evaluation.map_files import MapFiles
+from fmad_dist.evaluation.out_folder import prepare_out
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.protocol import named_protocol
 from fmad_dist.evaluation.provenance import configuration, provenance
@@ -44,13 +45,15 @@ class EvaluationOptions:
     maps: str | None = None  # URL of a folder for all anomaly maps in tars
     tiff: str | None = None  # the same as a tree of TIFFs
     protocol: str | None = None  # name of another protocol than the detector's
+    overwrite: bool = False  # another evaluation in `out` may be replaced
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     """Every rank calls; the main rank returns the results, the others None.
 
     Raises:
-        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written.
+        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written;
+            or `out` is refused, see `prepare_out`.
     """
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
@@ -63,7 +66,9 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     of_outputs = evaluation_key(detector.spec, mixture.digests, outputs)
     partial = PartialStates(options.out, of_outputs, world.rank, options.save_s)
     files = MapFiles(*outputs, key, detector.spec.protocol)
+    facts = provenance(detector, mixture, options.name)
     if world.is_main:
+        prepare_out(options.out, key, facts, options.overwrite)
         files.prepare()
         _tell_what_is_approximate(mixture)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
@@ -82,7 +87,6 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
     files.write_index(shards, options.name)
     speed = speed_of(shares, time.perf_counter() - start, world.device)
-    facts = provenance(detector, mixture, options.name)
     _write(options.out, detector.spec, facts, merged, results, speed)
     write_stamp(Store(options.out), key, facts, (STATE_NAME, *EVALUATION_FILES))
     partial.clear()
