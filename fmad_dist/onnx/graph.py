@@ -52,8 +52,8 @@ def build_graph(detector: Detector) -> Any:
     """
     if detector.spec.precision != "fp32":
         raise UserError(
-            f"calibration.precision: this detector computes in {detector.spec.precision}, and graphs are made of float32 "
-            "ones; make another with `fmad train` or from its config.yaml and calibration.precision=fp32."
+            f"calibration.precision: this detector computes in {detector.spec.precision}, and graphs are made of "
+            "float32 ones; make another with `fmad train` or from its config.yaml and calibration.precision=fp32."
         )
     _check_scorer(detector.spec.scorer)
     side = detector.image_size
