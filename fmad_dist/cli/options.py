@@ -27,6 +27,8 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace anot
 Processes = Annotated[int, typer.Option("--processes", min=0, help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
 TrackingUri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default runs/mlflow.db."),
+    typer.Option(
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default runs/mlflow.db, if it is there."
+    ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a run directory or a detector folder.")]
