@@ -25,9 +25,12 @@ from fmad_dist.shares import LONGEST_WAIT
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.tracking.uploader import warn
 from fmad_dist.training.engine import gather_objects
+from fmad_dist.wording import counted
 from fmad_dist.world import World
 
+SHOWN_CLASSES = 5  # of a list in a sentence
 STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
 
 
@@ -71,6 +74,7 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
         prepare_out(options.out, key, facts, options.overwrite)
         files.prepare()
         _tell_what_is_approximate(mixture)
+        _tell_what_is_new(detector.spec.class_names, mixture)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
@@ -101,6 +105,19 @@ def _tell_what_is_approximate(mixture: Mixture) -> None:
                 "convert the dataset again for the official one, which is measured at the size of the images",
                 flush=True,
             )
+
+
+def _tell_what_is_new(trained: Sequence[str], mixture: Mixture) -> None:
+    tested = {
+        f"{dataset.name}/{name}"
+        for dataset in mixture.datasets
+        for name, counts in dataset.manifest.classes.items()
+        if counts.test_normal + counts.test_anomalous
+    }
+    new = sorted(tested.difference(trained))
+    if new:
+        which = ", ".join(new[:SHOWN_CLASSES]) + (", ..." if len(new) > SHOWN_CLASSES else "")
+        warn(f"the model never trained on {len(new)} of {counted(len(tested), 'test class', 'test classes')}: {which}")
 
 
 def _write(

@@ -60,6 +60,17 @@ def test_another_evaluation_is_not_replaced_unless_asked(evaluate: Evaluate, tmp
         evaluate(out, protocol="ader", overrides=["scorer.steps=3"])
 
 
+def test_classes_that_were_never_trained_on_are_told(
+    evaluate: Evaluate, make_detector: Callable[..., Detector], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tmp_path / "new")
+    make_detector((1.0, 2.0), class_names=("tiny/bolt", "tiny/nut")).save(tmp_path / "model")
+    evaluate(tmp_path / "known")
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert first.endswith("never trained on 3 of 3 test classes: tiny/bolt, tiny/nut, tiny/washer")
+    assert second.endswith("never trained on 1 of 3 test classes: tiny/washer")
+
+
 @pytest.mark.usefixtures("nothing_scored")
 def test_a_folder_of_something_else_is_never_replaced(evaluate: Evaluate, tmp_path: Path) -> None:
     write_stamp(Store(tmp_path / "out"), "key", {"format": "fmad-prediction/1"}, ())
