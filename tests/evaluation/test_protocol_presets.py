@@ -180,7 +180,11 @@ def test_name_and_bias_are_said_wherever_numbers_are(
     terminal = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())
     assert Protocol.model_validate(written["protocol"]) == protocol
-    for text in (page, " ".join(terminal.split()), written["protocol_title"] + written["protocol_note"]):
+    for text in (
+        re.sub("<[^>]+>", "", page),
+        " ".join(terminal.split()),
+        written["protocol_title"] + written["protocol_note"],
+    ):
         assert protocol.title in text
         assert "Biased estimates, for comparison with published numbers only" in text
     for table in ("results.csv", "scores.csv"):
