@@ -2,8 +2,8 @@
 
 A protocol may make the score of an image of its score and the sum of its map, rising with both, in proportions that
 are known only when all images of a dataset were scored. So an image stays until PANELS_PER_KIND others come before it
-in both, whatever the proportions. Where the score is final at once that leaves a few; else about ten times the
-logarithm of the number of images.
+in both, whatever the proportions. Where the score is final at once that leaves twelve of a class; else about ten times
+the logarithm of the number of images, more only where sums fall as scores rise.
 """
 
 import io
