@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from data_tools.cli_stream import index, plan
+from fmad_dist.wording import counted
 
 app = typer.Typer(help="Convert image trees to tar shards with a manifest, and check or look at the result.")
 
@@ -96,10 +97,10 @@ def seal(
     from data_tools.sealing import seal_parts
 
     manifest, num_pooled = seal_parts(url, overwrite)
-    typer.echo(
-        f"sealed {manifest.index.num_samples} images of {len(manifest.classes)} classes in {len(manifest.shards)} "
-        f"shards at {url}, digest {manifest.digest[:16]}"
-    )
+    images = counted(manifest.index.num_samples, "image", "images")
+    classes = counted(len(manifest.classes), "class", "classes")
+    shards = counted(len(manifest.shards), "shard", "shards")
+    typer.echo(f"sealed {images} of {classes} in {shards} at {url}, digest {manifest.digest[:16]}")
     if num_pooled:
         typer.echo(f"{num_pooled} masks were max-pooled, because nearest resizing would have lost them")
 

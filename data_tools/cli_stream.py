@@ -64,12 +64,15 @@ def index(
     from data_tools.foreign import Defaults, index_tars
     from fmad_dist.progress import Progress
     from fmad_dist.storage import Store
+    from fmad_dist.wording import counted
 
     defaults = Defaults(dataset, split, class_name, licence)
     num_tars = sum(name.endswith(".tar") for name in Store(url).list())
     with Progress("index tars", num_tars, shown=True) as progress:
         manifest, written = index_tars(url, defaults, overwrite, lambda num_bytes: progress.advance(1))
-    what = f"{manifest.index.num_samples} images of {len(manifest.classes)} classes in {len(manifest.shards)} tars"
+    images = counted(manifest.index.num_samples, "image", "images")
+    classes = counted(len(manifest.classes), "class", "classes")
+    what = f"{images} of {classes} in {counted(len(manifest.shards), 'tar', 'tars')}"
     if written:
         typer.echo(f"indexed {what} at {url}, digest {manifest.digest[:16]}")
     else:

@@ -11,6 +11,7 @@ from data_tools.readers.official import Deviation
 from data_tools.sharder import Conversion, ConversionReport
 from fmad_dist.errors import UserError
 from fmad_dist.stream.manifest import ClassCounts, Manifest
+from fmad_dist.wording import counted
 
 
 def manifest_overview(url: str, manifest: Manifest) -> RenderableType:
@@ -67,12 +68,13 @@ def conversion_lines(options: Conversion, report: ConversionReport) -> list[str]
     whole = options.part.is_whole
     num_images = manifest.index.num_samples if whole else sum(shard.num_samples for shard in manifest.shards)
     part = "" if whole else f" (part {options.part.number} of {options.part.total})"
-    what = f"{num_images} images of {len(manifest.classes)} classes{part}"
+    what = f"{counted(num_images, 'image', 'images')} of {counted(len(manifest.classes), 'class', 'classes')}{part}"
     if not report.written:
         digest = f", digest {manifest.digest[:16]}" if whole else ""
         return [f"up to date: {options.out} holds {what}{digest}; nothing written"]
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
-    lines = [f"converted {what} to {len(manifest.shards)} shards ({num_bytes / 2**20:.1f} MiB) at {options.out}"]
+    shards = counted(len(manifest.shards), "shard", "shards")
+    lines = [f"converted {what} to {shards} ({num_bytes / 2**20:.1f} MiB) at {options.out}"]
     if whole:
         lines[0] += f", digest {manifest.digest[:16]}"
     else:

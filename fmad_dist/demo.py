@@ -30,11 +30,11 @@ def run_demo(data: Path | None, out: Path, config: Path, processes: int) -> str:
     model = f"models:/{registered['name']}/{registered['version']}"
     common = ["--model", model, "--tracking-uri", tracking["uri"]]
     results = out / "results" / dataset
-    _fmad("evaluate", *common, "--manifest", str(shards), "--out", str(results), "--processes", str(processes))
+    again = ["--processes", str(processes), "--overwrite"]  # the demo always trains another model
+    _fmad("evaluate", *common, "--manifest", str(shards), "--out", str(results), *again)
     test_folder = next(iter(sorted(source.glob("*/test"))))
     predictions = out / "predictions" / dataset
-    where = ["--source", str(test_folder), "--out", str(predictions), "--processes", str(processes), "--overwrite"]
-    _fmad("predict", *common, *where)
+    _fmad("predict", *common, "--source", str(test_folder), "--out", str(predictions), *again)
     mean = read_results(results)["mean"]
     print(f"contact sheet  {out / f'{dataset}.png'}")
     print(f"run            {run}   (metrics.jsonl, config.yaml, checkpoints/, detector/)")

@@ -64,6 +64,10 @@ class World:
         """Whether this process writes the run's files, its log and its tracking."""
         return self.rank == 0
 
+    def own(self, title: str) -> str:
+        """The title of progress that counts the share of one process: `predict (this process of 2)`."""
+        return title if self.size == 1 else f"{title} (this process of {self.size})"
+
     def share(self, num_items: int) -> range:
         """The contiguous part of range(num_items) that belongs to this rank; parts differ by at most one item."""
         base, extra = divmod(num_items, self.size)

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--maps", metavar="URL", help="folder for all anomaly maps as float16 WebDataset tars")
     parser.add_argument("--tiff", metavar="URL", help="folder for all maps as TIFF at the size of the images")
     parser.add_argument("--protocol", help="evaluate by another named protocol than the model's own")
+    parser.add_argument("--overwrite", action="store_true", help="replace another evaluation in --out")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
@@ -41,6 +42,7 @@ def main() -> None:
             maps=arguments.maps,
             tiff=arguments.tiff,
             protocol=arguments.protocol,
+            overwrite=arguments.overwrite,
         )
         run_evaluation(options, World.from_environment())
 

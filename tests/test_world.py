@@ -33,3 +33,8 @@ def test_shares_are_contiguous_complete_and_even(num_items: int, size: int) -> N
 def test_shares_by_hand() -> None:
     assert [World(rank, 3).share(7) for rank in range(3)] == [range(3), range(3, 5), range(5, 7)]
     assert [len(World(rank, 4).share(2)) for rank in range(4)] == [1, 1, 0, 0]
+
+
+def test_progress_of_a_share_says_so() -> None:
+    assert World().own("predict") == "predict"
+    assert World(rank=1, size=4).own("predict") == "predict (this process of 4)"

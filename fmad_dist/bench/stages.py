@@ -155,7 +155,8 @@ class Evaluate(Judged):
     def command(self, options: Options) -> list[str]:
         words = ["evaluate", "--model", self.part.model]
         words += [word for url in self.part.config.data.manifests for word in ("--manifest", url)]
-        return [*words, "--out", str(self.out), *options.words("processes", "workers", "save_every")]
+        words += ["--out", str(self.out), "--overwrite"]  # it starts only when what is there is not what is wanted
+        return words + options.words("processes", "workers", "save_every")
 
 
 @dataclass(frozen=True)

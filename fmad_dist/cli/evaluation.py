@@ -13,6 +13,7 @@ from fmad_dist.cli.options import (
     ModelOption,
     NodesOption,
     Overrides,
+    OverwriteOption,
     Processes,
     RestartsOption,
     SaveEveryOption,
@@ -41,11 +42,13 @@ def evaluate(
     protocol: Annotated[
         str | None, typer.Option(help="Evaluate as others do, to compare with their numbers: ader, dinomaly, flowad.")
     ] = None,
+    overwrite: OverwriteOption = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report.
 
-    When it is killed, the same command goes on with the images that were not scored yet.
+    When it is killed, the same command goes on with the images that were not scored yet. Another finished evaluation in
+    --out is refused.
     """
     from fmad_dist.config_files import override_scorer
     from fmad_dist.detector_files import locate_detector, read_spec
@@ -66,6 +69,7 @@ def evaluate(
     arguments += ["--save-every", str(save_every)]
     arguments += [word for name, url in (("--maps", maps), ("--tiff", tiff)) if url for word in (name, url)]
     arguments += [] if protocol is None else ["--protocol", protocol]
+    arguments += ["--overwrite"] if overwrite else []
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)

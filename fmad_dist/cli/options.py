@@ -19,13 +19,16 @@ RestartsOption = Annotated[
         "--max-restarts", min=0, help="Start again from the newest checkpoint when a process dies, so many times."
     ),
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", help="Reader processes per rank.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Reader processes per rank.")]
 SaveEveryOption = Annotated[
     float, typer.Option("--save-every", min=0.0, help="Seconds after which scored images are kept.")
 ]
-Processes = Annotated[int, typer.Option("--processes", help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace another one that is in --out.")]
+Processes = Annotated[int, typer.Option("--processes", min=0, help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
 TrackingUri = Annotated[
     str | None,
-    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default runs/mlflow.db."),
+    typer.Option(
+        "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow server; default runs/mlflow.db, if it is there."
+    ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="models:/NAME@ALIAS, a run directory or a detector folder.")]

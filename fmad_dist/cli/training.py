@@ -12,6 +12,7 @@ from fmad_dist.cli.options import (
     MfuOption,
     NodesOption,
     Overrides,
+    OverwriteOption,
     Processes,
     RestartsOption,
 )
@@ -77,11 +78,12 @@ def export(
     run: Annotated[str, typer.Option("--run", help="Run directory, or the folder or URL of its checkpoints.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the detector.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint of this step; default the newest.")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make a calibrated detector from a checkpoint, on one machine without a GPU."""
     from fmad_dist.training.export import export as run_export
 
-    typer.echo(f"detector of step {run_export(run, step, out)}: {out}")
+    typer.echo(f"detector of step {run_export(run, step, out, overwrite)}: {out}")
 
 
 def follow(

@@ -19,6 +19,7 @@ from fmad_dist.evaluation.report.published import ComparedRow, Origin, published
 from fmad_dist.evaluation.results import Metrics, Results
 from fmad_dist.networks.build import describe_network
 from fmad_dist.storage import Store
+from fmad_dist.wording import counted
 from fmad_dist.world import World
 
 COMPARISON_NAME = "comparison.json"
@@ -72,14 +73,14 @@ def write_comparison(
 def _facts(spec: DetectorSpec, features_per_s: float, world: World) -> dict[str, str]:
     objective = spec.objective
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cores = f"{counted(os.cpu_count() or 1, 'core', 'cores')}, {platform.machine()}, 1 thread each"
     return {
         "Objective": f"path {objective.path}, coupling {objective.coupling}, a = {spec.coupling_strength:.3f}",
         "Network": describe_network(spec.network),
         "Features": f"{spec.features.backbone}, {_speed(features_per_s)} images/s per process",
         "Training": f"{spec.train_step} steps",
         "Protocol": spec.protocol.title,
-        "Machine": f"{world.size} processes, {gpu or f'{os.cpu_count()} cores, {platform.machine()}, 1 thread each'}; "
-        f"torch {torch.__version__}",
+        "Machine": f"{counted(world.size, 'process', 'processes')}, {gpu or cores}; torch {torch.__version__}",
     }
 
 

@@ -93,7 +93,7 @@ def evaluate_share(
     time goes.
 
     Raises:
-        UserError: a test image cannot be read, or its class was never trained on.
+        UserError: a test image cannot be read.
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def own_test_batches(
     left = [(n, shard) for n, shard in enumerate(test_shards(mixture)) if mixture.sample_id(shard[0][0]) not in done]
     own = [(batch, n if batch is shard[-1] else None) for n, shard in left[world.rank :: world.size] for batch in shard]
     images = TestImages(mixture, detector.image_size, detector.spec.protocol.map_size)
-    with Progress(title, sum(len(batch) for batch, _ in own), shown=world.is_main) as progress:
+    with Progress(world.own(title), sum(len(batch) for batch, _ in own), shown=world.is_main) as progress:
         for batch, (_, ended) in zip(_read(images, [batch for batch, _ in own], workers), own, strict=True):
             yield replace(batch, ends_shard=ended)
             progress.advance(len(batch.rows))

@@ -30,15 +30,17 @@ ROUNDING = 0.01  # of a map's range, the most that float16 may change
 
 class MapFiles:
     """What one rank writes of the images it scores, in threads beside the scoring: to the URLs `tars` and `tiff`, if
-    given. `evaluation` names model, scorer, protocol and test data.
+    given. `evaluation` names model, scorer, protocol and test data; where the protocol makes image scores of the whole
+    test set, they are not known yet and left out.
 
     Every method raises UserError when the storage refuses, also for an earlier file.
     """
 
-    def __init__(self, tars: str | None, tiff: str | None, evaluation: str) -> None:
+    def __init__(self, tars: str | None, tiff: str | None, evaluation: str, protocol: Protocol) -> None:
         self.tars = Store(tars) if tars else None
         self.tiff = Store(tiff) if tiff else None
         self.evaluation = evaluation
+        self.protocol = protocol
         self._prefix = f"maps-{evaluation}-"
         self._shard: list[dict[str, Any]] = []
         self._writes = WriteBehind()
@@ -67,7 +69,7 @@ class MapFiles:
     def add(self, scored: ScoredImage, height: int, width: int) -> None:
         """The map of an image whose source has this size."""
         if self.tars is not None:
-            self._shard.append(_members(scored))
+            self._shard.append(_members(scored, with_score=not self.protocol.needs_map_sum))
         if self.tiff is not None:
             tiff, name, anomaly_map = self.tiff, f"{scored.sample_id}.tiff", scored.anomaly_map
             self._writes.put(lambda: tiff.write(name, _tiff_bytes(at_size(anomaly_map, height, width))))
@@ -83,7 +85,7 @@ class MapFiles:
         """Until everything that was added is stored."""
         self._writes.wait()
 
-    def write_index(self, shards: Sequence[Sequence[str]], model: str, protocol: Protocol) -> None:
+    def write_index(self, shards: Sequence[Sequence[str]], model: str) -> None:
         """When all ranks have ended, on the main one; `shards` are the sample ids of each.
 
         Raises:
@@ -103,7 +105,8 @@ class MapFiles:
             "format": FORMAT,
             "evaluation": self.evaluation,
             "model": model,
-            "protocol": protocol.model_dump(mode="json"),
+            "protocol": self.protocol.model_dump(mode="json"),
+            "protocol_title": self.protocol.title,
             "num_images": sum(map(len, shards)),
             "shards": [
                 {"name": name, "num_images": len(ids), "num_bytes": sizes[name], "first": ids[0], "last": ids[-1]}
@@ -135,15 +138,14 @@ def key_of_sample(sample_id: str) -> str:
     return sample_id.replace(".", "_")
 
 
-def _members(scored: ScoredImage) -> dict[str, Any]:
+def _members(scored: ScoredImage, with_score: bool) -> dict[str, Any]:
     """A sample as webdataset writes it."""
     facts = {
         "sample_id": scored.sample_id,
         "class": scored.class_name,
         "label": scored.label,
         "defect_type": scored.defect_type,
-        "score": float(scored.image_score),
-    }
+    } | ({"score": float(scored.image_score)} if with_score else {})
     return {"__key__": key_of_sample(scored.sample_id), MAP: stored_map(scored.anomaly_map), "json": facts}
 
 

@@ -1,12 +1,21 @@
-"""The few images per class that a report shows: bounded, mergeable, chosen by score and sample id only."""
+"""The few images per class that a report shows: mergeable, chosen by score and sample id only.
+
+A protocol may make the score of an image of its score and the sum of its map, rising with both, in proportions that
+are known only when all images of a dataset were scored. So an image stays until PANELS_PER_KIND others come before it
+in both, whatever the proportions. Where the score is final at once that leaves twelve of a class; else about ten times
+the logarithm of the number of images, more only where sums fall as scores rise.
+"""
 
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
+from fmad_dist.evaluation.results import ScoreRow
+
+HIGHEST, LOWEST = -1.0, 1.0  # signs by which sorted scores start with the highest or the lowest
 PANELS_PER_KIND = 3
 IMAGE_SIZE = 256  # longest side of a stored image, px
 MAP_SIZE = 128  # longest side of a stored map, px
@@ -14,32 +23,34 @@ MAP_SIZE = 128  # longest side of a stored map, px
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One scored image, small: JPEG image, 1-bit PNG mask and a float32 map [h, w] in score units."""
+    """One scored image, small: JPEG image, 1-bit PNG mask and a float32 map [h, w] in score units; `map_sum` as in
+    ScoreRow."""
 
     sample_id: str
     label: int
     defect_type: str
     score: float
+    map_sum: float
     image: bytes
     mask: bytes
     anomaly_map: np.ndarray
 
 
 class PanelBoard:
-    """The candidates of one class: the highest and lowest scored defects and normal images, a few of each."""
+    """The candidates of one class: what may be among the PANELS_PER_KIND highest or lowest scored defects or normal
+    images."""
 
     def __init__(self, panels: Iterable[Panel] = ()) -> None:
         self.panels: dict[str, Panel] = {panel.sample_id: panel for panel in panels}
         self._prune()
 
-    def wants(self, sample_id: str, label: int, score: float) -> bool:
+    def wants(self, image: ScoreRow | Panel) -> bool:
         """Whether this image would be kept; asked first because making a panel costs an encoding."""
-        same = [(panel.score, panel.sample_id) for panel in self.panels.values() if panel.label == label]
-        if len(same) < 2 * PANELS_PER_KIND:
-            return True
-        higher = sum((-other[0], other[1]) < (-score, sample_id) for other in same)
-        lower = sum(other < (score, sample_id) for other in same)
-        return min(higher, lower) < PANELS_PER_KIND
+        return any(self._num_before(image, sign) < PANELS_PER_KIND for sign in (HIGHEST, LOWEST))
+
+    def final(self, scores: Mapping[str, float]) -> "PanelBoard":
+        """The board of a whole class with the final scores of its images, by sample id."""
+        return PanelBoard(replace(p, score=scores[p.sample_id], map_sum=0.0) for p in self.panels.values())
 
     def add(self, panel: Panel) -> None:
         self.panels[panel.sample_id] = panel
@@ -51,27 +62,38 @@ class PanelBoard:
 
     def best(self) -> list[Panel]:
         """The defects with the highest scores."""
-        return self._select(label=1, highest=True)
+        return self._select(label=1, sign=HIGHEST)
 
     def missed(self) -> list[Panel]:
         """The defects with the lowest scores."""
-        return self._select(label=1, highest=False)
+        return self._select(label=1, sign=LOWEST)
 
     def false_alarms(self) -> list[Panel]:
         """The normal images with the highest scores."""
-        return self._select(label=0, highest=True)
+        return self._select(label=0, sign=HIGHEST)
 
     def calm(self) -> list[Panel]:
         """The normal images with the lowest scores."""
-        return self._select(label=0, highest=False)
+        return self._select(label=0, sign=LOWEST)
 
-    def _select(self, label: int, highest: bool) -> list[Panel]:
-        sign = -1.0 if highest else 1.0
+    def _select(self, label: int, sign: float) -> list[Panel]:
         same = [panel for panel in self.panels.values() if panel.label == label]
         return sorted(same, key=lambda panel: (sign * panel.score, panel.sample_id))[:PANELS_PER_KIND]
 
+    def _num_before(self, image: ScoreRow | Panel, sign: float) -> int:
+        """How many panels with its label come before an image, whatever is made of scores and sums."""
+        score, total = sign * image.score, sign * image.map_sum
+        place = (score, total, image.sample_id)
+        return sum(
+            other.label == image.label
+            and sign * other.score <= score
+            and sign * other.map_sum <= total
+            and (sign * other.score, sign * other.map_sum, other.sample_id) < place
+            for other in self.panels.values()
+        )
+
     def _prune(self) -> None:
-        kept = self.best() + self.missed() + self.false_alarms() + self.calm()
+        kept = [panel for panel in self.panels.values() if self.wants(panel)]
         self.panels = {panel.sample_id: panel for panel in sorted(kept, key=lambda panel: panel.sample_id)}
 
 

@@ -19,6 +19,7 @@ def provenance(detector: Detector, mixture: Mixture, model: str) -> dict[str, st
         "Model": model,
         "Weights": f"sha256 {spec.weights_sha256[:_SHOWN]}, after {spec.train_step} training steps",
         "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
+        "Protocol": spec.protocol.title,
         "Network evaluations per image": str(detector.scorer.evaluations),
         "Network": describe_network(spec.network),
         "Objective": f"path {spec.objective.path}, coupling {spec.objective.coupling}",

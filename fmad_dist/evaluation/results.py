@@ -118,7 +118,8 @@ class Results:
 def write_results(results: Results, out: Path) -> None:
     """Write results.json, results.csv and scores.csv into the folder `out`, each completely or not at all.
 
-    NaN is null in JSON and empty in CSV.
+    NaN is null in JSON and empty in CSV. Every row of the tables ends with the title of the protocol, which says
+    whether it is biased.
     """
     store = Store(out)
     store.write(SCORES_NAME, _scores_csv(results).encode())
@@ -150,14 +151,17 @@ def _flat(result: ClassResult | DefectResult | MeanResult) -> dict[str, Any]:
 def _results_csv(results: Results) -> str:
     areas = sorted({name for result in results.classes.values() for name in result.areas})
     counts = ("num_images", "num_normal", "num_anomalous", "num_regions", "num_classes")
-    columns = ["name", "kind", *METRIC_NAMES, *areas, *counts]
+    columns = ["name", "kind", *METRIC_NAMES, *areas, *counts, "protocol"]
     rows: list[tuple[str, str, ClassResult | DefectResult | MeanResult]] = []
     for name, found in results.classes.items():
         rows.append((name, "class", found))
         rows += [(f"{name}/{defect}", "defect type", result) for defect, result in found.defects.items()]
     rows += [(name, "dataset mean", result) for name, result in results.datasets.items()]
     rows.append(("mean", "mean", results.mean))
-    table = [{"name": name, "kind": kind} | _flat(result) | result.areas for name, kind, result in rows]
+    protocol = results.protocol.title
+    table = [
+        {"name": name, "kind": kind, "protocol": protocol} | _flat(result) | result.areas for name, kind, result in rows
+    ]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -168,6 +172,6 @@ def _results_csv(results: Results) -> str:
 def _scores_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["sample_id", "class", "label", "defect_type", "score", "group"])
-    writer.writerows(astuple(row)[:-1] for row in results.scores)
+    writer.writerow(["sample_id", "class", "label", "defect_type", "score", "group", "protocol"])
+    writer.writerows((*astuple(row)[:-1], results.protocol.title) for row in results.scores)
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from fmad_dist.detector import Detector
 from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.evaluation.evaluator import evaluate_share, merge_states, test_shards
 from fmad_dist.evaluation.map_files import MapFiles
+from fmad_dist.evaluation.out_folder import prepare_out
 from fmad_dist.evaluation.partial import PartialStates, evaluation_key
 from fmad_dist.evaluation.protocol import named_protocol
 from fmad_dist.evaluation.provenance import configuration, provenance
@@ -24,9 +25,12 @@ from fmad_dist.shares import LONGEST_WAIT
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import write_stamp
 from fmad_dist.stream.mixture import Mixture
+from fmad_dist.tracking.uploader import warn
 from fmad_dist.training.engine import gather_objects
+from fmad_dist.wording import counted
 from fmad_dist.world import World
 
+SHOWN_CLASSES = 5  # of a list in a sentence
 STATE_NAME = "state.safetensors"  # everything that was counted; evaluations can be joined from it without scoring again
 
 
@@ -44,13 +48,15 @@ class EvaluationOptions:
     maps: str | None = None  # URL of a folder for all anomaly maps in tars
     tiff: str | None = None  # the same as a tree of TIFFs
     protocol: str | None = None  # name of another protocol than the detector's
+    overwrite: bool = False  # another evaluation in `out` may be replaced
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     """Every rank calls; the main rank returns the results, the others None.
 
     Raises:
-        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written.
+        UserError: the model or a manifest cannot be read, a test image cannot be scored, or a map cannot be written;
+            or `out` is refused, see `prepare_out`.
     """
     mixture = Mixture.load(options.manifests)
     detector = Detector.load(options.model)
@@ -62,10 +68,13 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     outputs = (options.maps, options.tiff)
     of_outputs = evaluation_key(detector.spec, mixture.digests, outputs)
     partial = PartialStates(options.out, of_outputs, world.rank, options.save_s)
-    files = MapFiles(*outputs, key)
+    files = MapFiles(*outputs, key, detector.spec.protocol)
+    facts = provenance(detector, mixture, options.name)
     if world.is_main:
+        prepare_out(options.out, key, facts, options.overwrite)
         files.prepare()
         _tell_what_is_approximate(mixture)
+        _tell_what_is_new(detector.spec.class_names, mixture)
     base = partial.collect(detector.spec.protocol) if world.is_main else EvaluationState(detector.spec.protocol)
     done = gather_objects(base.sample_ids)[0]
     if done and world.is_main:
@@ -80,9 +89,8 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     merged = merge_states([base.to_bytes(), *parts], mixture)
     results = merged.compute()
     shards = [mixture.sample_ids(np.concatenate(shard)) for shard in test_shards(mixture)]
-    files.write_index(shards, options.name, detector.spec.protocol)
+    files.write_index(shards, options.name)
     speed = speed_of(shares, time.perf_counter() - start, world.device)
-    facts = provenance(detector, mixture, options.name)
     _write(options.out, detector.spec, facts, merged, results, speed)
     write_stamp(Store(options.out), key, facts, (STATE_NAME, *EVALUATION_FILES))
     partial.clear()
@@ -97,6 +105,19 @@ def _tell_what_is_approximate(mixture: Mixture) -> None:
                 "convert the dataset again for the official one, which is measured at the size of the images",
                 flush=True,
             )
+
+
+def _tell_what_is_new(trained: Sequence[str], mixture: Mixture) -> None:
+    tested = {
+        f"{dataset.name}/{name}"
+        for dataset in mixture.datasets
+        for name, counts in dataset.manifest.classes.items()
+        if counts.test_normal + counts.test_anomalous
+    }
+    new = sorted(tested.difference(trained))
+    if new:
+        which = ", ".join(new[:SHOWN_CLASSES]) + (", ..." if len(new) > SHOWN_CLASSES else "")
+        warn(f"the model never trained on {len(new)} of {counted(len(tested), 'test class', 'test classes')}: {which}")
 
 
 def _write(

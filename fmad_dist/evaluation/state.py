@@ -109,7 +109,7 @@ class EvaluationState:
 
     Merging is integer addition and union, so any order, split and number of merges gives the same results and the same
     bytes. Memory per class: 6 to 24 bytes per occupied bin of each defect type, twice that where defects are annotated
-    singly, one row and about 2 KB per image and up to twelve small panels.
+    singly, one row and about 2 KB per image and a few small panels.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -153,8 +153,8 @@ class EvaluationState:
             scored.sample_id, scored.class_name, scored.label, scored.defect_type, score, scored.group, total
         )
         self.record(row)
-        if state.board.wants(scored.sample_id, scored.label, score):
-            state.board.add(_panel(scored))
+        if state.board.wants(row):
+            state.board.add(_panel(scored, row))
 
     def record(self, row: ScoreRow) -> None:
         """Keep the image score of a sample. Raises UserError when it was scored before."""
@@ -256,12 +256,13 @@ def dataset_of(class_name: str) -> str:
     return class_name.split("/", 1)[0]
 
 
-def _panel(scored: ScoredImage) -> Panel:
+def _panel(scored: ScoredImage, row: ScoreRow) -> Panel:
     return Panel(
         sample_id=scored.sample_id,
         label=scored.label,
         defect_type=scored.defect_type,
-        score=float(scored.image_score),
+        score=row.score,
+        map_sum=row.map_sum,
         image=encode_image(scored.image),
         mask=encode_mask(scored.mask),
         anomaly_map=small_map(scored.anomaly_map),

@@ -118,4 +118,5 @@ def _decode_pixels(place: str, arrays: dict[str, np.ndarray]) -> list[ImagePixel
 
 def _decode_panel(row: ScoreRow, place: str, arrays: dict[str, np.ndarray]) -> Panel:
     image, mask = arrays[f"{place}.image"].tobytes(), arrays[f"{place}.mask"].tobytes()
-    return Panel(row.sample_id, row.label, row.defect_type, row.score, image, mask, arrays[f"{place}.map"])
+    known = (row.sample_id, row.label, row.defect_type, row.score, row.map_sum)
+    return Panel(*known, image, mask, arrays[f"{place}.map"])

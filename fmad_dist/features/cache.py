@@ -192,7 +192,7 @@ def compute_shards(
     reader = SampleReader(dataset, backbone.spec.image_size, options)
     share = world.share(len(rows))
     parts: list[dict[str, Any]] = []
-    with Progress(f"features of {dataset.name}", total=len(share), shown=world.is_main) as progress:
+    with Progress(world.own(f"features of {dataset.name}"), total=len(share), shown=world.is_main) as progress:
         for first in range(share.start, share.stop, SHARD_RECORDS):
             stop = min(first + SHARD_RECORDS, share.stop)
             parts.append(_write_shard(store, reader, rows[first:stop], first, backbone, device, progress))

@@ -149,7 +149,7 @@ class Follower:
     def _score(self, title: str, share: Share, detector: Detector) -> EvaluationState | None:
         """This rank's state; None if a rank was asked to stop."""
         state = EvaluationState(detector.spec.protocol)
-        with Progress(title, share.num_rounds, shown=self.world.is_main) as progress:
+        with Progress(self.world.own(title), share.num_rounds, shown=self.world.is_main) as progress:
             for number in range(share.num_rounds):
                 if self.stop.agreed():
                     return None

@@ -150,7 +150,7 @@ def _score_share(
     batches = [batch for _, shard in shards for batch in shard]
     loaded = watch.reading(_loaded_batches(batches, detector.image_size))
     num_bad = 0
-    with Progress("predict", sum(map(len, batches)), shown=world.is_main) as progress:
+    with Progress(world.own("predict"), sum(map(len, batches)), shown=world.is_main) as progress:
         for number, shard in shards:
             rows: list[dict[str, object]] = []
             for _, images in zip(shard, loaded, strict=False):  # the shard first: it ends, the images go on

@@ -12,8 +12,8 @@ from typing import Any
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.evaluation.results import EVALUATION_FILES
 from fmad_dist.registry.gate import Evidence
-from fmad_dist.registry.versions import PREFIX, registry_client, uri_of, version_of
-from fmad_dist.tracking.runs import NOTE_NAME, connect
+from fmad_dist.registry.versions import PREFIX, client_at, registry_client, uri_of, version_of
+from fmad_dist.tracking.runs import NOTE_NAME
 from fmad_dist.tracking.uploader import warn
 
 EVALUATION_TAG = "fmad.evaluation"
@@ -78,7 +78,7 @@ def registered_as(model: str, weights_sha256: str) -> str | None:
     noted, server = json.loads(note.read_text()), json.loads(tracking.read_text())["uri"]
     uri = f"{PREFIX}{noted['name']}/{noted['version']}"
     try:
-        version = version_of(connect(server), uri)
+        version = version_of(client_at(server), uri)
     except UserError as error:
         warn(f"{error} Its evaluation is in the results only.")
         return None

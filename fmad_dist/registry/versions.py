@@ -7,26 +7,41 @@ from typing import Any
 
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage.scratch import passing_folder
-from fmad_dist.tracking.runs import connect
+from fmad_dist.tracking.runs import connect, use_server
 
 PREFIX = "models:/"
 DIGEST_TAG = "fmad.detector_sha256"  # of detector.json, which has the digest of the weights
 
 
 def use_registry(uri: str | None) -> None:
-    """Point MLflow at `uri`, or at the sqlite file beside local runs when there is no other word."""
+    """Point MLflow at `uri`, or at the sqlite file beside local runs when there is no other word. Makes no file."""
     local = Path("runs/mlflow.db").resolve()
     if uri is None and local.exists():
         uri = f"sqlite:///{local}"
     if uri is not None:
-        connect(uri)
+        use_server(uri)
 
 
 def registry_client() -> Any:
-    """An MlflowClient on the registry that `use_registry` chose."""
+    """An MlflowClient on the registry that `use_registry` chose. Raises UserError as `client_at`."""
     import mlflow
 
-    return connect(mlflow.get_registry_uri())
+    return client_at(mlflow.get_registry_uri())
+
+
+def client_at(uri: str) -> Any:
+    """An MlflowClient to read with.
+
+    Raises:
+        UserError: it would be on a database that is not there, which MLflow would make.
+    """
+    path = uri.partition("?")[0].removeprefix("sqlite:///")
+    if uri.startswith("sqlite:///") and not Path(path).exists():
+        raise UserError(
+            f"{path}: no registry is there; name one by MLFLOW_TRACKING_URI (or --tracking-uri). Without them "
+            "runs/mlflow.db in the working directory is taken, if it is there."
+        )
+    return connect(uri)
 
 
 @contextmanager
@@ -101,6 +116,7 @@ def download_model(uri: str) -> Path:
     """
     import mlflow
 
+    client_at(mlflow.get_tracking_uri())  # or the download would make a database that is not there
     target = passing_folder("fmad-model-")
     with answered(uri):
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))

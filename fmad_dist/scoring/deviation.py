@@ -96,8 +96,8 @@ class Deviation(nn.Module):
         """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type."""
         mean, root = gaussian(vectors)
         if self.covariance:
-            whitened = torch.cat([root @ (one.float() - mean[:, None, None]).flatten(1) for one in vectors.split(1)])
-            scores = whitened.square().mean(dim=1).unflatten(1, vectors.shape[2:])
+            whitened = [root @ (one.float().flatten(1) - mean[:, None]) for one in vectors]
+            scores = torch.stack([one.square().mean(dim=0) for one in whitened]).unflatten(1, vectors.shape[2:])
         else:
             scores = vectors.float().square().mean(dim=1)
         return Normality(mean, root, *places(scores))

@@ -13,7 +13,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fmad_dist.errors import UserError
+
 TEMPORARY_PREFIX = ".tmp-"
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Make a folder, which `setting` names.
+
+    Raises:
+        UserError: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {setting}.") from None
 
 
 def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:

@@ -175,8 +175,16 @@ def _metrics(step: int, values: dict[str, float]) -> list[Any]:
 
 
 def connect(uri: str) -> Any:
-    """An MlflowClient on `uri` that leaves the terminal to us (no migration log, no bars for small files) and gives up
-    on a hanging server after a minute; MLflow's own settings wait for a quarter of an hour."""
+    """An MlflowClient on `uri`, see `use_server`; a sqlite file is made if it is not there."""
+    import mlflow
+
+    use_server(uri)
+    return mlflow.MlflowClient(uri, uri)
+
+
+def use_server(uri: str) -> None:
+    """Make MLflow use `uri`, leave the terminal to us (no migration log, no bars for small files) and give up on a
+    hanging server after a minute; MLflow's own settings wait for a quarter of an hour."""
     import logging
     import os
 
@@ -190,4 +198,3 @@ def connect(uri: str) -> Any:
 
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient(uri, uri)

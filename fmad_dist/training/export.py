@@ -1,7 +1,9 @@
 """A detector from a checkpoint, offline: one process, no GPU, whatever world and ZeRO stage wrote it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,11 +11,13 @@ from torch import Tensor
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import load_config, parse_config
 from fmad_dist.detector import Detector
+from fmad_dist.detector_files import SPEC_NAME, read_spec
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import PreparedFeatures, prepare_features
 from fmad_dist.networks.build import NetworkSpec, network_spec
 from fmad_dist.scoring.held_out import calibrate
 from fmad_dist.storage import Store, use_endpoint
+from fmad_dist.storage.scratch import check_writable
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.training.checkpoint import Checkpoint, Checkpoints, check_belongs
 from fmad_dist.training.checkpoint_reader import read_averages
@@ -57,19 +61,27 @@ class RunParts:
         return assemble(self.config, self.data, self.features, self.network, averages, state.coupling, state.step)
 
 
-def export(run: str, step: int | None, out: Path) -> int:
+NOT_COMPARED = {"calibration", "weights_sha256", "spec_sha256"}  # they follow from the rest, or differ by rounding
+
+
+def export(run: str, step: int | None, out: Path, overwrite: bool = False) -> int:
     """Write the averaged weights of a checkpoint as a calibrated detector to `out`; returns the checkpoint's step.
 
     `run` is a run directory, or the folder or URL that holds its checkpoints.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its data cannot be read any more.
+        UserError: there is no such checkpoint, it is damaged, or its data cannot be read any more; or `out` cannot be
+            written, or holds another detector that `overwrite` does not allow to replace.
     """
     world = World()
     checkpoint = find_checkpoint(run, step)
+    check_writable(out, "--out")
+    held = None if overwrite else _held(out)
+    _check_same(out, held, {"train_step": checkpoint.state.step})
     config = parse_config(checkpoint.state.config, source=checkpoint.store.url)
     parts = RunParts.prepare(config, world, torch.device("cpu"))
     detector = parts.detector(checkpoint, read_averages(checkpoint))
+    _check_same(out, held, detector.spec.model_dump(exclude=NOT_COMPARED))
     bad: list[BadSample] = []
     detector.calibrated(
         calibrate(detector, parts.data, world, gather_objects, bad.extend, config.calibration.false_alarm_rate)
@@ -78,6 +90,24 @@ def export(run: str, step: int | None, out: Path) -> int:
         raise UserError(f"data.max_bad_samples: {len(bad)} damaged held-out samples; {bad[0]}")
     detector.save(out)
     return checkpoint.state.step
+
+
+def _held(out: Path) -> dict[str, Any] | None:
+    """What a detector in the folder is made of; None if there is none, or one that is damaged or of another version."""
+    try:
+        return read_spec(out).model_dump() if (out / SPEC_NAME).exists() else None
+    except UserError:
+        return None
+
+
+def _check_same(out: Path, held: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
+    changed = [name for name, value in wanted.items() if held is not None and held[name] != value]
+    if held is None or not changed:
+        return
+    what = f"other {', '.join(changed)}"
+    if "train_step" in changed:
+        what = f"step {held['train_step']} instead of {wanted['train_step']}"
+    raise UserError(f"{out}: holds a detector with {what}; choose another --out, or give --overwrite to replace it.")
 
 
 def checkpoints_of(run: str) -> tuple[Checkpoints, RunConfig | None]:

@@ -1,14 +1,12 @@
 """What can be wrong with a training job and is cheap to find out before any process is started."""
 
-import tempfile
-from pathlib import Path
-
 from fmad_dist.config import RunConfig
 from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import load_backbone
 from fmad_dist.features.prepare import feature_spec
 from fmad_dist.networks.build import network_spec
 from fmad_dist.scoring.build import refusal
+from fmad_dist.storage.scratch import check_writable
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.checkpoint import Checkpoints, check_belongs
 from fmad_dist.training.data import open_data
@@ -31,13 +29,4 @@ def check_job(config: RunConfig, processes: int) -> None:
         num_classes = len(data.mixture.class_names)
         network = network_spec(config.model, backbone.num_channels, config.features.grid, num_classes)
         check_belongs(newest, network, config.objective, data.digest)
-    _check_writable(config.run_dir)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another `output`.") from None
+    check_writable(config.run_dir, "`output`")

@@ -59,7 +59,7 @@ class Stand:
     def steps_run(self, steps: Steps, words: Sequence[str]) -> int:
         """In place of Steps.run: the command in this process."""
         self.words.append(words)
-        pairs = [pair for pair in itertools.pairwise(words) if pair[0].startswith("--")]
+        pairs = [pair for pair in itertools.pairwise([*words, ""]) if pair[0].startswith("--")]
         options = dict(pairs) | {"manifests": [value for key, value in pairs if key == "--manifest"]}
         part = Path(options.get("--config") or options["--out"]).stem.partition("-")[0]
         self.started.append(f"{part}: {words[0]}")
@@ -86,7 +86,8 @@ class Stand:
 
     def evaluate(self, options: dict[str, Any]) -> None:
         model, out = options["--model"], Path(options["--out"])
-        run_evaluation(EvaluationOptions(model, model, options["manifests"], out), World())
+        overwrite = "--overwrite" in options
+        run_evaluation(EvaluationOptions(model, model, options["manifests"], out, overwrite=overwrite), World())
 
     def compare(self, options: dict[str, Any]) -> None:
         from fmad_dist.comparison.run import run_comparison

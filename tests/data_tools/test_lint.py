@@ -91,7 +91,7 @@ def test_commands(options, tree, tmp_path):
     run = CliRunner().invoke
     out = str(tmp_path / "out")
     arguments = ["convert", "--dataset", "tiny", "--source", str(tree), "--out", out, "--size", "40", "--workers", "1"]
-    assert "converted 23 images of 3 classes" in run(app, arguments).output
+    assert "converted 23 images of 3 classes to 2 shards" in run(app, arguments).output
     assert "nothing written" in run(app, arguments).output
     info = run(app, ["info", out]).output
     assert "licensed under CC0" in info

@@ -110,6 +110,41 @@ def test_page_shows_areas_and_types_of_defects(tmp_path: Path, native: bool, tit
     assert f">{100 * result.areas['au_spro@0.05' if native else 'au_spro_map@0.05']:.1f}<" in page
 
 
+def test_protocol_is_told_in_words(tmp_path: Path) -> None:
+    """No None, False or () of Python, and what is said of pixel metrics holds for presets."""
+    pages = {}
+    for name in ("fmad-2026", "dinomaly", "flowad"):
+        state = EvaluationState(Protocol(name=name, map_size=SIZE))
+        for i in range(6):
+            state.update(scored(f"toy/disc/test/{i}", "toy/disc", i % 2, i))
+        pages[name] = re.sub(r"\s+", " ", page_of(state, tmp_path / name))
+        table = dict(re.findall(r'<th scope="row">([a-z0-9 ]+)</th><td>([^<]*)</td>', pages[name]))
+        assert table["blur sigma"] == ("4.0" if name == "dinomaly" else "0.0")
+        assert table["more fpr limits"] == ("0.1, 0.05, 0.01" if name == "fmad-2026" else "none")
+        assert table["align corners"] == ("yes" if name == "dinomaly" else "no")
+        assert not {"None", "False", "True", "()"} & set(table.values())
+    assert "estimated from them" not in pages["fmad-2026"]
+    assert "Image metrics are exact. Pixel" in pages["fmad-2026"]
+    assert "ranks; AUPRO is estimated from them at equally spaced thresholds." in pages["dinomaly"]
+    assert "whose rates are stretched to end at 1." in pages["dinomaly"]
+    assert "ranks; pixel AUROC, pixel F1max, AUPRO are estimated from them" in pages["flowad"]
+    assert "exact for these scores, which depend on all test images" in pages["flowad"]
+    assert '<b class="badge">Biased</b> estimates' in pages["flowad"]
+
+
+def test_the_mean_of_a_single_dataset_stands_once(tmp_path: Path) -> None:
+    page = page_of(single_defects(), tmp_path)
+    assert page.count(">Mean over classes<") == 2  # summary and areas
+    assert '<tr class="dataset">' not in page
+
+
+def test_both_axes_of_every_chart_have_a_title(state: EvaluationState, tmp_path: Path) -> None:
+    page = page_of(state, tmp_path)
+    titles = re.findall(r'transform="rotate\(-90\)" text-anchor="middle">([^<]+)<', page)
+    assert set(titles) == {"images", "true positive rate", "per-region overlap"}
+    assert len(titles) == page.count('<figure class="chart">')
+
+
 def test_a_small_class_shows_each_image_once(state: EvaluationState) -> None:
     board = EvaluationState(Protocol(map_size=SIZE))
     for i in range(4):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation import evaluator
 from fmad_dist.evaluation.map_files import INDEX, ROUNDING, MapFiles, stored_map
 from fmad_dist.evaluation.partial import PartialStates
+from fmad_dist.evaluation.protocol import Protocol, named_protocol
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.world import World
 
 CPU = torch.device("cpu")
+MakeDetector = Callable[..., Detector]
+PROTOCOL = Protocol(map_size=32)  # of the detector
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,8 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def detector(make_detector: object) -> Detector:
-    return make_detector((1.0, 2.0))  # type: ignore[operator, no-any-return]
+def detector(make_detector: MakeDetector) -> Detector:
+    return make_detector((1.0, 2.0))
 
 
 def evaluate(detector: Detector, mixture: Mixture, out: Path, num_ranks: int) -> None:
@@ -56,16 +59,16 @@ def evaluate(detector: Detector, mixture: Mixture, out: Path, num_ranks: int) ->
     for rank in range(num_ranks):
         files = files_at(out)
         evaluator.evaluate_share(detector, mixture, World(rank, num_ranks), CPU, 0, files=files)
-    write_index(files_at(out), detector, mixture)
+    write_index(files_at(out), mixture)
 
 
 def files_at(out: Path) -> MapFiles:
-    return MapFiles(str(out / "maps"), str(out / "tiff"), "0123")
+    return MapFiles(str(out / "maps"), str(out / "tiff"), "0123", PROTOCOL)
 
 
-def write_index(files: MapFiles, detector: Detector, mixture: Mixture) -> None:
+def write_index(files: MapFiles, mixture: Mixture) -> None:
     shards = [mixture.sample_ids(np.concatenate(shard)) for shard in evaluator.test_shards(mixture)]
-    files.write_index(shards, "some model", detector.spec.protocol)
+    files.write_index(shards, "some model")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -108,6 +111,17 @@ def test_tars_hold_every_map_once(detector: Detector, mixture: Mixture, tmp_path
     for shard in index["shards"]:
         assert (tmp_path / "maps" / shard["name"]).stat().st_size == shard["num_bytes"]
     assert [shard["first"] for shard in index["shards"]] == sorted(wanted)[::4]
+
+
+def test_scores_that_are_not_final_are_left_out(mixture: Mixture, make_detector: MakeDetector, tmp_path: Path) -> None:
+    """A range alone, beside scores.csv with range and sum, would be another score of the same name."""
+    detector = make_detector((1.0, 2.0)).with_protocol(named_protocol("flowad"))
+    files = MapFiles(str(tmp_path), None, "0123", detector.spec.protocol)
+    evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
+    write_index(files, mixture)
+    samples = webdataset.WebDataset([str(path) for path in tmp_path.glob("*.tar")], shardshuffle=False).decode()
+    assert all(set(sample["json"]) == {"sample_id", "class", "label", "defect_type"} for sample in samples)
+    assert json.loads((tmp_path / INDEX).read_text())["protocol_title"] == "flowad v1 (biased)"
 
 
 def test_tiffs_have_the_size_of_the_images(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
@@ -178,7 +192,7 @@ def test_after_a_kill_every_map_is_there_once(
     assert len(done) == num_done
     for rank in range(3):
         state.merge(evaluator.evaluate_share(detector, mixture, World(rank, 3), CPU, 0, done, files=files_at(out)))
-    write_index(files_at(out), detector, mixture)
+    write_index(files_at(out), mixture)
     evaluate(detector, mixture, tmp_path / "whole", 1)
     for folder in ("maps", "tiff"):
         assert contents(out / folder) == contents(tmp_path / "whole" / folder)
@@ -211,11 +225,11 @@ def test_other_files_among_the_maps_are_refused(detector: Detector, mixture: Mix
     files_at(tmp_path).prepare()  # the same evaluation once more
     assert not (tmp_path / "maps" / INDEX).exists()
     assert not (tmp_path / "tiff" / ".tmp-left").exists()
-    write_index(files_at(tmp_path), detector, mixture)
+    write_index(files_at(tmp_path), mixture)
     with pytest.raises(
         UserError, match=r"maps/maps-0123-000000\.tar: not a map of this evaluation; give --maps an empty"
     ):
-        MapFiles(str(tmp_path / "maps"), None, "4567").prepare()
+        MapFiles(str(tmp_path / "maps"), None, "4567", PROTOCOL).prepare()
     (tmp_path / "maps" / "note.txt").write_text("mine")
     with pytest.raises(UserError, match=r"note\.txt: not a map of this evaluation"):
         files_at(tmp_path).prepare()
@@ -227,7 +241,7 @@ def test_missing_tars_are_told(detector: Detector, mixture: Mixture, tmp_path: P
     with pytest.raises(
         UserError, match=r"000001\.tar: one of 1 tars of maps that are missing; --maps must be a storage"
     ):
-        write_index(files_at(tmp_path), detector, mixture)
+        write_index(files_at(tmp_path), mixture)
     assert not (tmp_path / "maps" / INDEX).exists()
 
 
@@ -239,9 +253,9 @@ def test_a_storage_that_refuses_ends_the_evaluation(detector: Detector, mixture:
 
 def test_maps_on_object_storage(detector: Detector, mixture: Mixture, tmp_path: Path, moto_bucket: str) -> None:
     evaluate(detector, mixture, tmp_path, 1)
-    files = MapFiles(f"{moto_bucket}/maps", f"{moto_bucket}/tiff", "0123")
+    files = MapFiles(f"{moto_bucket}/maps", f"{moto_bucket}/tiff", "0123", PROTOCOL)
     files.prepare()
     evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
-    write_index(files, detector, mixture)
+    write_index(files, mixture)
     store = Store(moto_bucket)
     assert {name: store.read(name) for name in store.list()} == contents(tmp_path)

@@ -22,6 +22,7 @@ from fmad_dist.evaluation.histogram import PixelHistogram, bin_middles
 from fmad_dist.evaluation.presets import PRESETS
 from fmad_dist.evaluation.protocol import Protocol, named_protocol
 from fmad_dist.evaluation.report.html import write_report
+from fmad_dist.evaluation.report.sections import class_section
 from fmad_dist.evaluation.results import write_results
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
 from fmad_dist.evaluation.strips import strip_metrics
@@ -179,9 +180,15 @@ def test_name_and_bias_are_said_wherever_numbers_are(
     terminal = capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())
     assert Protocol.model_validate(written["protocol"]) == protocol
-    for text in (page, " ".join(terminal.split()), written["protocol_title"] + written["protocol_note"]):
+    for text in (
+        re.sub("<[^>]+>", "", page),
+        " ".join(terminal.split()),
+        written["protocol_title"] + written["protocol_note"],
+    ):
         assert protocol.title in text
         assert "Biased estimates, for comparison with published numbers only" in text
+    for table in ("results.csv", "scores.csv"):
+        assert {row["protocol"] for row in csv.DictReader((tmp_path / table).open())} == {protocol.title}
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
 
 
@@ -211,6 +218,32 @@ def test_scores_made_of_the_whole_test_set_are_scaled_per_dataset(images: list[S
         assert {row["sample_id"]: float(row["score"]) for row in csv.DictReader(file)} == {
             row.sample_id: row.score for row in results.scores
         }
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_pictures_follow_scores_that_are_made_of_the_whole_test_set(num_ranks: int, make_scored: MakeScored) -> None:
+    """Ranges and sums that disagree: the images of the report are those of the sorted final scores, for any ranks."""
+    protocol = Protocol(name="flowad", map_size=8)
+    rng = np.random.default_rng(5)
+    maps = rng.normal(rng.normal(size=(60, 1, 1)), rng.random((60, 1, 1)), (60, 8, 8)).astype(np.float32)
+    images = [make_scored(f"toy/disc/{i:02d}", i % 2, i, anomaly_map=one) for i, one in enumerate(maps)]
+    images = [replace(image, image_score=float(np.ptp(image.anomaly_map))) for image in images]
+    merged = EvaluationState(protocol)
+    for rank in range(num_ranks):
+        merged.merge(EvaluationState.from_bytes(state_of(images[rank::num_ranks][::-1], protocol).to_bytes()))
+    assert merged.to_bytes() == state_of(images, protocol).to_bytes()
+    section = class_section("toy/disc", merged.compute(), merged)
+    shown = [[(t.panel.sample_id, t.panel.score) for t in group.tiles] for group in section.gallery.groups]
+    parts = [np.array([np.ptp(one) for one in maps]), np.array([one.sum(dtype=float) for one in maps])]
+    scores = sum((part - part.min()) / (part.max() - part.min()) for part in parts)
+    for label, (highest, lowest) in ((1, shown[:2]), (0, shown[2:])):
+        order = sorted(range(label, 60, 2), key=lambda i: scores[i])
+        for found, expected in ((lowest, order[:3]), (highest, order[:-4:-1])):
+            assert [name for name, _ in found] == [images[i].sample_id for i in expected]
+            assert [score for _, score in found] == pytest.approx(scores[expected], rel=1e-5)
+    by_range = np.argsort(parts[0][1::2])[::-1][:3] * 2 + 1
+    assert [name for name, _ in shown[0]] != [images[i].sample_id for i in by_range]  # or this would test nothing
+    assert len(merged.classes["toy/disc"].board.panels) < 50
 
 
 def test_maps_and_image_scores_are_those_of_the_public_codes() -> None:

@@ -63,6 +63,7 @@ def test_facts_name_model_weights_and_manifests(
     facts = provenance(detector, tiny_mixture, "models:/fmad/3")
     assert facts["Model"] == "models:/fmad/3"
     assert facts["Weights"] == f"sha256 {detector.spec.weights_sha256[:12]}, after 10 training steps"
+    assert facts["Protocol"] == detector.spec.protocol.title
     assert facts["Trained on"] == "toy, manifest 111111111111"
     assert facts["Tested on"] == f"tiny, manifest {tiny_mixture.datasets[0].manifest.digest[:12]}"
     settings = json.loads(configuration(detector.spec))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from chromium import Chromium, Page
+from PIL import Image
 from toy_states import single_defects, three_classes
 
 from fmad_dist.evaluation.report.html import write_report
@@ -15,7 +16,7 @@ from fmad_dist.evaluation.report.published import ComparedRow, published_rows
 from fmad_dist.evaluation.results import METRIC_NAMES, write_results
 from fmad_dist.evaluation.speed import ProcessSpeed, speed_of
 
-PHONE, DESK = 390, 1400
+SMALL, PHONE, DESK = 320, 390, 1400
 SPEED = speed_of(
     [ProcessSpeed(36, dict.fromkeys(("read", "features", "score", "metrics", "save"), 1.0), 1 << 30, 0)],
     1.0,
@@ -70,7 +71,7 @@ def parts(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", [SMALL, PHONE, DESK])
 @pytest.mark.parametrize("name", ["classes", "defects"])
 def test_pages_open_without_errors_and_fit(chromium: Chromium, folder: Path, name: str, width: int) -> None:
     page = chromium.open(folder / name / "report.html", width)
@@ -78,6 +79,38 @@ def test_pages_open_without_errors_and_fit(chromium: Chromium, folder: Path, nam
     assert page.errors == []
     assert page.overflow() <= 0
     assert page.evaluate("[...document.images, ...document.querySelectorAll('image')].length") > 0
+
+
+def test_links_lead_to_every_class_and_are_large_enough_to_touch(chromium: Chromium, folder: Path) -> None:
+    page = chromium.open(folder / "classes" / "report.html", PHONE)
+    page.evaluate("document.querySelector('nav details').open = true")
+    links = "[...document.querySelectorAll('%s a[href^=\"#class-\"]')].map(a => a.getAttribute('href').slice(1))"
+    classes = page.evaluate("[...document.querySelectorAll('article')].map(article => article.id)")
+    assert len(classes) == 3
+    for place in (".jump", "#summary .scroll:first-of-type", '[aria-label="Areas of every class"]'):
+        assert sorted(page.evaluate(links % place)) == sorted(classes)
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('nav a, nav summary, table a')].map(e => e.getBoundingClientRect())"
+        ".map(box => Math.min(box.width, box.height))"
+    )
+    assert min(sizes) >= 24
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_table_that_is_cut_has_a_shadow_until_it_is_scrolled_to_its_end(
+    chromium: Chromium, folder: Path, dark: bool, tmp_path: Path
+) -> None:
+    page = chromium.open(folder / "classes" / "report.html", PHONE, dark=dark)
+    place = page.evaluate(
+        "(box => [box.right, box.top])(document.querySelector('#summary .scroll').getBoundingClientRect())"
+    )
+    edge = []
+    for scrolled in (0, 10000):
+        page.evaluate(f"document.querySelector('#summary .scroll').scrollLeft = {scrolled}")
+        page.screenshot(tmp_path / "page.png")
+        shot = Image.open(tmp_path / "page.png").convert("L")
+        edge.append(shot.getpixel((int(place[0]) - 4, int(place[1]) + 6)))
+    assert edge[0] < edge[1] - 5
 
 
 def test_numbers_are_those_of_the_results(page: Page, folder: Path) -> None:

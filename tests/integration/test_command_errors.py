@@ -1,12 +1,14 @@
 """Bad input to the commands: one sentence that names the place, exit code 2, no traceback."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jobs import Job
 
 from fmad_dist import cli
+from fmad_dist.tracking.runs import connect
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -49,9 +51,47 @@ def test_evaluate_and_predict_name_what_is_missing(
         capsys, "evaluate", "--model", str(tmp_path), "--manifest", job.manifest, "--out", out
     )
     assert "no detector here" in say(capsys, "predict", "--model", "nothing", "--source", out, "--out", out)
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    text = say(capsys, "predict", "--model", "models:/none@x", "--tracking-uri", store, "--source", out, "--out", out)
-    assert "models:/none@x: not in the registry" in text
+
+
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """An empty working folder, and a function that makes MLflow forget which server it was given."""
+    import mlflow
+
+    def forget() -> None:
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            monkeypatch.delenv(name, raising=False)
+
+    forget()
+    monkeypatch.chdir(tmp_path)
+    yield forget
+    forget()
+
+
+def test_reading_a_registry_never_makes_one(
+    no_server: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither at a mistyped place nor where MLflow looks by itself."""
+    rest = ["--source", "photos", "--out", "out"]
+    for model in ("models:/fmad@candidate", "runs:/0123/model"):
+        for where, place in (([], tmp_path), (["--tracking-uri", f"sqlite:///{tmp_path}/typo/mlflow.db"], "typo")):
+            text = say(capsys, "predict", "--model", model, *rest, *where)
+            assert f"{place}/mlflow.db: no registry is there; name one by MLFLOW_TRACKING_URI" in text
+            no_server()
+    assert list(tmp_path.iterdir()) == []
+    connect(f"sqlite:///{tmp_path}/mlflow.db")
+    text = say(capsys, "predict", "--model", "models:/fmad@candidate", *rest)
+    assert "models:/fmad@candidate: not in the registry" in text
+
+
+@pytest.mark.parametrize("option", ["--processes", "--workers"])
+def test_numbers_of_processes_are_not_negative(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "--model", "m", "--manifest", "d", "--out", "o", option, "-1"])
+    assert stopped.value.code == 2
+    assert f"Invalid value for '{option}'" in capsys.readouterr().err
 
 
 def test_follow_says_at_once_if_there_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

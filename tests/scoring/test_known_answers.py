@@ -188,7 +188,7 @@ def test_what_fits_and_what_does_not() -> None:
         (path, coupling): {c.name for c in EVERY if not refusal(c, ObjectiveConfig(path=path, coupling=coupling))}  # type: ignore[arg-type]
         for path, coupling in COMBINATIONS
     }
-    velocity = {"inversion", "reconstruction", "density", "mismatch", "endpoint", "residual", "fusion"}
+    velocity = {"inversion", "reconstruction", "density", "mismatch", "endpoint", "residual", "fusion", "deviation"}
     assert fitting["forward", "independent"] == fitting["reversed", "independent"] == velocity
     assert fitting["vp", "independent"] == {"ddim"}
     assert fitting["reversed", "wt_token"] == velocity - {"reconstruction", "mismatch"}

@@ -10,6 +10,7 @@ from fmad_dist.evaluation.report.published import ComparedRow, Origin, published
 from fmad_dist.evaluation.report.titles import DASH, percent, short_title
 from fmad_dist.evaluation.results import METRIC_NAMES, MeanResult, Results
 from fmad_dist.storage import Store
+from fmad_dist.wording import counted
 
 OWN_NAME = "fmad, this evaluation"
 FIRST = ("image_auroc", "pixel_auroc", "aupro")  # what everyone publishes
@@ -50,7 +51,7 @@ def measured_row(dataset: str, mean: MeanResult, protocol: str, name: str, origi
 def measured_note(dataset: str, num_classes: int, protocol: str) -> str:
     """Names the protocol, and the classes when some are missing."""
     known = published(dataset)
-    note = f"protocol {protocol}, {num_classes} class{'' if num_classes == 1 else 'es'}"
+    note = f"protocol {protocol}, {counted(num_classes, 'class', 'classes')}"
     if known is not None and num_classes != known.num_classes:
         note += f" where {known.title} has {known.num_classes}, so not its mean"
     return note

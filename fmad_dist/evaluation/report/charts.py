@@ -10,7 +10,7 @@ from fmad_dist.evaluation.histogram import PixelHistogram
 from fmad_dist.evaluation.results import ClassResult, ScoreRow
 
 WIDTH, HEIGHT = 360, 224  # of every chart in SVG units
-LEFT, RIGHT, TOP, BOTTOM = 44, 348, 12, 186  # of its plot area
+LEFT, RIGHT, TOP, BOTTOM = 52, 348, 12, 186  # of its plot area
 NUM_BARS = 32
 NUM_CURVE_POINTS = 240
 LOG_RANGE = 1000.0  # positive scores that span more are shown on a logarithmic axis
@@ -40,6 +40,7 @@ class Chart:
     title: str
     summary: str
     x_name: str
+    y_name: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
@@ -86,6 +87,7 @@ def score_chart(rows: Sequence[ScoreRow]) -> Chart:
         title="Image scores",
         summary="histogram of the image scores of normal and anomalous images",
         x_name="image score, logarithmic" if logarithmic else "image score",
+        y_name="images",
         x_ticks=tuple(ticks),
         y_ticks=tuple(y.tick(value, f"{value:.0f}") for value in _round_values(y, 4, whole=True)),
         lines=tuple(lines),
@@ -103,7 +105,7 @@ def roc_chart(rows: Sequence[ScoreRow], histogram: PixelHistogram, result: Class
         lines.append(_line("image", "image", roc_curve(rank_scores(scores, labels)), 1.0))
     if "pixel_auroc" not in result.undefined:
         lines.append(_line("pixel", "pixel", roc_curve(rank_pixels(histogram)), 1.0))
-    return _rate_chart("ROC", "true over false positive rate", lines, 1.0)
+    return _rate_chart("ROC", "true over false positive rate", "true positive rate", lines, 1.0)
 
 
 def pro_chart(histogram: PixelHistogram, result: ClassResult, limit: float) -> Chart | None:
@@ -111,10 +113,11 @@ def pro_chart(histogram: PixelHistogram, result: ClassResult, limit: float) -> C
     if "aupro" in result.undefined:
         return None
     line = _line("pixel", "per-region overlap", pro_curve(histogram).until(limit), limit)
-    return _rate_chart("PRO", f"per-region overlap over false positive rate up to {limit:g}", [line], limit)
+    summary = f"per-region overlap over false positive rate up to {limit:g}"
+    return _rate_chart("PRO", summary, "per-region overlap", [line], limit)
 
 
-def _rate_chart(title: str, summary: str, lines: list[Line], limit: float) -> Chart | None:
+def _rate_chart(title: str, summary: str, y_name: str, lines: list[Line], limit: float) -> Chart | None:
     if not lines:
         return None
     x, y = Axis(0, limit, LEFT, RIGHT), Axis(0, 1, BOTTOM, TOP)
@@ -122,6 +125,7 @@ def _rate_chart(title: str, summary: str, lines: list[Line], limit: float) -> Ch
         title=title,
         summary=summary,
         x_name="false positive rate of normal pixels" if title == "PRO" else "false positive rate",
+        y_name=y_name,
         x_ticks=tuple(x.tick(value, f"{value:.2g}") for value in np.linspace(0, limit, 4 if limit < 1 else 5)),
         y_ticks=tuple(y.tick(value, f"{value:g}") for value in (0, 0.25, 0.5, 0.75, 1)),
         lines=tuple(lines),

@@ -12,7 +12,7 @@ from fmad_dist.evaluation.report.benchmark import ORIGINS, benchmark_tables, com
 from fmad_dist.evaluation.report.published import ComparedRow
 from fmad_dist.evaluation.report.sections import class_section, interval_notes
 from fmad_dist.evaluation.report.summary import areas_table, lowest_values, summary_rows
-from fmad_dist.evaluation.report.titles import bare_title, long_title, metric_groups, percent, short_title
+from fmad_dist.evaluation.report.titles import bare_title, long_title, metric_groups, percent, setting_text, short_title
 from fmad_dist.evaluation.results import METRIC_NAMES, Results
 from fmad_dist.evaluation.speed import PHASES, Speed
 from fmad_dist.evaluation.state import EvaluationState
@@ -50,7 +50,10 @@ def write_report(
         phases=PHASES,
         facts=facts,
         configuration=configuration,
-        protocol={name.replace("_", " "): value for name, value in results.protocol.model_dump().items()},
+        protocol={name.replace("_", " "): setting_text(value) for name, value in results.protocol.model_dump().items()},
+        estimated=[long_title(name) for name in METRIC_NAMES if name in results.protocol.estimated],
+        scores_of_the_set=results.protocol.needs_map_sum,
+        stretched=results.protocol.aupro_stretched is not None,
     )
     Store(out.parent).write(out.name, page.encode())
     return out

@@ -39,7 +39,7 @@ def class_section(name: str, results: Results, state: EvaluationState) -> ClassS
         anchor=anchor(name),
         counts=f"{result.num_normal} normal and {result.num_anomalous} anomalous images, {result.num_regions} regions",
         charts=tuple(chart for chart in drawn if chart is not None),
-        gallery=gallery(class_state.board),
+        gallery=gallery(class_state.board.final({row.sample_id: row.score for row in rows})),
         notes=tuple(_notes(result)),
         types=types_table(result),
     )

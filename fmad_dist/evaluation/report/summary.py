@@ -44,18 +44,31 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class TableRow:
+    """A line of a table of percentages; `kind` and `anchor` as in Entry, `count` is empty where none is shown."""
+
+    name: str
+    kind: str
+    anchor: str
+    count: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """A table of percentages: `titles` of the columns, and rows of a name, its kind, a count and the cells."""
+    """A table of percentages with the `titles` of its columns."""
 
     titles: tuple[str, ...]
-    rows: tuple[tuple[str, str, str, tuple[str, ...]], ...]
+    rows: tuple[TableRow, ...]
 
 
 def entries(results: Results) -> list[Entry]:
-    """The overall mean, then every dataset's mean followed by its classes."""
+    """The overall mean, then every dataset's mean followed by its classes; the mean of a single dataset is the overall
+    one and is not repeated."""
     found = [Entry(MEAN_NAME, "mean", "", results.mean)]
     for dataset, mean in results.datasets.items():
-        found.append(Entry(dataset, "dataset", "", mean))
+        if len(results.datasets) > 1:
+            found.append(Entry(dataset, "dataset", "", mean))
         found += [
             Entry(name.split("/", 1)[-1], "class", anchor(name), result)
             for name, result in results.classes.items()
@@ -87,7 +100,7 @@ def lowest_values(results: Results) -> dict[str, float]:
 def areas_table(results: Results) -> Table:
     """The areas at further limits, and what only some benchmarks have."""
     names = tuple(results.mean.areas)
-    rows = [(entry.name, entry.kind, "", _cells(entry.result.areas, names)) for entry in entries(results)]
+    rows = [TableRow(one.name, one.kind, one.anchor, "", _cells(one.result.areas, names)) for one in entries(results)]
     return Table(tuple(map(area_title, names)), tuple(rows))
 
 
@@ -99,7 +112,7 @@ def types_table(result: ClassResult) -> Table | None:
     rows = []
     for name, defect in result.defects.items():
         metrics = tuple(map(percent, asdict(defect.metrics).values()))
-        rows.append((name, "class", str(defect.num_anomalous), metrics + _cells(defect.areas, areas)))
+        rows.append(TableRow(name, "class", "", str(defect.num_anomalous), metrics + _cells(defect.areas, areas)))
     return Table((*map(long_title, METRIC_NAMES), *map(area_title, areas)), tuple(rows))
 
 

@@ -60,5 +60,5 @@ def _intervals(results: Results) -> Grid:
 
 def _areas(results: Results) -> Grid:
     table = areas_table(results)
-    lines = [Line((name, *cells), kind != "class", kind == "dataset") for name, kind, _, cells in table.rows]
+    lines = [Line((row.name, *row.cells), row.kind != "class", row.kind == "dataset") for row in table.rows]
     return Grid("Areas at further limits in percent", "areas", ("Class", *table.titles), tuple(lines))

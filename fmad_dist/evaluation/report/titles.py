@@ -22,6 +22,15 @@ def percent(value: float) -> str:
     return DASH if math.isnan(value) else f"{100 * value:.1f}"
 
 
+def setting_text(value: object) -> str:
+    """A value of the protocol: `yes`, `none`, `0.1, 0.05, 0.01`."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(setting_text, value)) or "none"
+    return "none" if value is None else str(value)
+
+
 def interval_text(interval: tuple[float, float]) -> str:
     return f"{percent(interval[0])} to {percent(interval[1])}"
 

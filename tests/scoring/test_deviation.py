@@ -1,0 +1,124 @@
+"""Known answers of the deviation scorer, and that neither ranks nor files nor batches change it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fmad_dist.config_files import parse_config
+from fmad_dist.detector import Detector
+from fmad_dist.errors import UserError
+from fmad_dist.features.prepare import TrainingImages
+from fmad_dist.scoring.config import DeviationConfig, EndpointConfig
+from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gaussian, places
+from fmad_dist.scoring.held_out import fit_parts
+from fmad_dist.scoring.inversion import Inversion
+from fmad_dist.training.data import open_data
+from fmad_dist.world import World
+
+
+def still(x: Tensor, t: Tensor) -> Tensor:
+    """A field without motion: the vectors of an inversion are the features themselves."""
+    return torch.zeros_like(x)
+
+
+def correlated(count: int, seed: int = 0) -> Tensor:
+    """Vectors [n, 2, 6, 6] of mean (3, -1) and covariance ((4, 3), (3, 9))."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 2, 6, 6, generator=generator)
+    mixing = torch.linalg.cholesky(torch.tensor([[4.0, 3.0], [3.0, 9.0]]))
+    return torch.einsum("cd,ndhw->nchw", mixing, z) + torch.tensor([3.0, -1.0]).view(1, 2, 1, 1)
+
+
+def test_vectors_get_about_unit_covariance() -> None:
+    mean, root = gaussian(correlated(4000))
+    torch.testing.assert_close(mean, torch.tensor([3.0, -1.0]), atol=0.05, rtol=0)
+    shrunk = torch.tensor([[4.0, 3.0], [3.0, 9.0]]) + SHRINK * 6.5 * torch.eye(2)
+    torch.testing.assert_close(root @ shrunk @ root.T, torch.eye(2), atol=0.03, rtol=0)
+
+
+def test_places_by_hand() -> None:
+    scores = torch.zeros(2, 4, 5)
+    scores[0, 2, 3], scores[1, 2, 3] = 9.0, 27.0
+    mean, deviation = places(scores)
+    assert mean[0, 0] == 0.0
+    torch.testing.assert_close(mean[2, 3], torch.tensor(36.0 / 18))
+    torch.testing.assert_close(mean[3, 4], torch.tensor(36.0 / 18))  # a neighbour, and the edge repeats other places
+    spread = (((9.0**2 + 27.0**2) / 18) - 2.0**2) ** 0.5
+    floor = FLOOR * spread * int((mean > 0).sum()) / mean.numel()
+    torch.testing.assert_close(deviation[2, 3], torch.tensor(spread + floor))
+    torch.testing.assert_close(deviation[0, 0], torch.tensor(floor))
+
+
+@pytest.mark.parametrize("covariance", [False, True])
+@pytest.mark.parametrize("locations", [False, True])
+def test_scores_by_formula(covariance: bool, locations: bool) -> None:
+    """Two classes far apart, each measured by its own normals; the batch does not change a bit."""
+    scorer = Deviation(Inversion(1), 2, (2, 6, 6), covariance, locations)
+    normals = [correlated(50), 2 * correlated(40, seed=1) + 50]
+    class_means = torch.stack([one.mean(dim=(0, 2, 3)) for one in normals])
+    found = [scorer.normality(one) for one in normals]
+    with pytest.raises(UserError, match="never fitted"):
+        scorer(still, normals[0], ())
+    scorer.take(class_means, found)
+    x = torch.cat([correlated(2, seed=2), 2 * correlated(1, seed=3) + 50])
+    scores = scorer(still, x, ())
+    for image, own, score in zip(x, (found[0], found[0], found[1]), scores, strict=True):
+        torch.testing.assert_close(score, expected(image, own, covariance, locations), rtol=1e-4, atol=1e-4)
+    for row in range(3):
+        assert torch.equal(scorer(still, x[row : row + 1], ())[0], scores[row])
+
+
+def expected(image: Tensor, own: Normality, covariance: bool, locations: bool) -> Tensor:
+    wanted = torch.empty(6, 6)
+    for row in range(6):
+        for column in range(6):
+            vector = image[:, row, column]
+            vector = own.root @ (vector - own.mean) if covariance else vector
+            value = vector.square().mean()
+            wanted[row, column] = (
+                (value - own.place_mean[row, column]) / own.place_std[row, column] if locations else value
+            )
+    return wanted
+
+
+def test_normal_images_score_about_zero_at_every_place() -> None:
+    """Places whose normals score high are no more suspicious than others."""
+    normals = correlated(200)
+    normals[:, :, 2:4] *= 5
+    scorer = Deviation(Inversion(1), 1, (2, 6, 6), True, True)
+    scorer.take(normals.mean(dim=(0, 2, 3))[None], [scorer.normality(normals)])
+    scores = scorer(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
+    assert scores.mean(dim=0).abs().max() < 0.6
+    plain = scorer.part(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
+    assert plain.mean(dim=0)[2:4].mean() > 10 * plain.mean(dim=0)[:2].mean()
+
+
+@pytest.fixture(scope="module")
+def data(tiny_url: str) -> TrainingImages:
+    return open_data(parse_config({"data": {"manifests": [tiny_url], "holdout": 0.3}, "features": {"image_size": 64}}))
+
+
+def fitted(make_detector: object, data: TrainingImages, world: World, gather: object) -> Detector:
+    config = DeviationConfig(part=EndpointConfig(), images=9)
+    detector = make_detector((1.0, 1.0, 1.0), scorer=config)  # type: ignore[operator]
+    fit_parts(detector, data, world, gather)  # type: ignore[arg-type]
+    return detector
+
+
+def test_one_rank_or_two_and_through_files(make_detector: object, data: TrainingImages, tmp_path: Path) -> None:
+    alone = fitted(make_detector, data, World(), lambda item: [item])
+    shares: list[object] = []
+    for rank in (0, 1):  # what each rank would give the others
+        with pytest.raises(KeyError):  # the other's classes are not there
+            fitted(make_detector, data, World(rank=rank, size=2), lambda item: shares.append(item) or [item])
+    both = fitted(make_detector, data, World(rank=0, size=2), lambda item: shares)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(alone(images).maps, both(images).maps)
+    alone.save(tmp_path / "detector")
+    again = Detector.load(tmp_path / "detector")
+    assert torch.equal(again(images).maps, alone(images).maps)
+    assert again.sibling(EndpointConfig()).scorer is not again.scorer
+    assert isinstance(again.scorer, Deviation)  # a sibling leaves it alone
+    assert torch.equal(again(images).maps, alone(images).maps)
