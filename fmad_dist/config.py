@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.scoring.config import InversionConfig, ScorerConfig
+from fmad_dist.scoring.config import DeviationConfig, ScorerConfig
 
 if typing.TYPE_CHECKING:
     from fmad_dist.stream.shards import ReadOptions
@@ -190,7 +190,7 @@ class RunConfig(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
-    scorer: ScorerConfig = InversionConfig()
+    scorer: ScorerConfig = DeviationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     protocol: Protocol = Protocol()
     tracking: TrackingConfig = TrackingConfig()

@@ -20,6 +20,7 @@ from fmad_dist.networks.dit import DiTSpec
 from fmad_dist.onnx.export import check_images, export_onnx
 from fmad_dist.scoring.config import (
     DensityConfig,
+    DeviationConfig,
     EndpointConfig,
     FusionConfig,
     InversionConfig,
@@ -28,6 +29,7 @@ from fmad_dist.scoring.config import (
     ResidualConfig,
     ScorerConfig,
 )
+from fmad_dist.scoring.deviation import Deviation
 from fmad_dist.scoring.fusion import PartStatistics
 
 
@@ -145,5 +147,24 @@ def test_disagreement_writes_nothing(
 )
 def test_scorers_that_draw_are_refused(small: Backbone, tmp_path: Path, scorer: ScorerConfig) -> None:
     detector = build_detector(small, (1.0,), scorer=scorer, calibration=None)
-    with pytest.raises(UserError, match="inversion, endpoint, residual, ddim and fusions of them"):
+    with pytest.raises(UserError, match="inversion, endpoint, residual, ddim, and deviations and fusions of them"):
         export_onnx(detector, str(tmp_path / "model.onnx"), torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_a_deviation(tmp_path: Path) -> None:
+    """What is normal is in the graph, for every class and place."""
+    detector = build_detector(
+        Backbone(FeatureSpec("pixels", (0,), 16, 64)),
+        (1.0, 2.0),
+        features=FeatureConfig(backbone="pixels", taps=(0,), grid=16, image_size=64),
+        scorer=DeviationConfig(part=EndpointConfig()),
+        network=DiTSpec(3, 16, width=32, depth=1, heads=2),
+    )
+    scorer = detector.scorer
+    assert isinstance(scorer, Deviation)
+    generator = torch.Generator().manual_seed(4)
+    normals = [torch.randn(20, 3, 16, 16, generator=generator) * scale + 0.3 for scale in (0.5, 2.0)]
+    scorer.take(detector.class_means, [scorer.normality(vectors) for vectors in normals])
+    agreement = export_onnx(detector, str(tmp_path / "deviation.onnx"), check_images(detector, None, 6))
+    assert agreement.score < 1e-3
+    assert agreement.num_flipped == 0

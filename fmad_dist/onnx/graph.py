@@ -87,7 +87,7 @@ def _check_scorer(scorer: ScorerConfig) -> None:
     if scorer.name not in PORTABLE and not inverted:
         raise UserError(
             f"scorer.name: {scorer.name} draws random numbers for every image, which an ONNX graph cannot; what can be "
-            f"exported: {', '.join(PORTABLE)} deviation and fusions of them."
+            f"exported: {', '.join(PORTABLE)}, and deviations and fusions of them."
         )
 
 

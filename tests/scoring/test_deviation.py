@@ -97,7 +97,9 @@ def test_normal_images_score_about_zero_at_every_place() -> None:
 
 @pytest.fixture(scope="module")
 def data(tiny_url: str) -> TrainingImages:
-    return open_data(parse_config({"data": {"manifests": [tiny_url], "holdout": 0.3}, "features": {"image_size": 64}}))
+    return open_data(
+        parse_config({"data": {"manifests": [tiny_url], "holdout": 0.3}, "features": {"image_size": 64}}, "test")
+    )
 
 
 def fitted(make_detector: object, data: TrainingImages, world: World, gather: object) -> Detector:
