@@ -118,8 +118,12 @@ class Detector(nn.Module):
         return self.judge(x, self.scorer(self.field, x, keys))
 
     def judge(self, x: Tensor, grid: Tensor) -> Detections:
-        """From normalised features [B, C, G, G] and their scores on the grid [B, G, G]."""
-        scores, maps = finish(grid, self.spec.protocol, self.spec.scorer)
+        """From normalised features [B, C, G, G] and what the scorer says of them: [B, G, G], or [B, 2, G, G] for the
+        image and for the map."""
+        judging, shown = (grid, grid) if grid.ndim == 3 else grid.unbind(dim=1)
+        scores, maps = finish(judging, self.spec.protocol, self.spec.scorer)
+        if grid.ndim == 4:
+            _, maps = finish(shown, self.spec.protocol, self.spec.scorer)
         classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
         midpoints, margins = self.thresholds[classes], self.margins[classes]
         thresholds = decision_thresholds(midpoints, margins, self.sensitivity)

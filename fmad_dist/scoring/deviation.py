@@ -2,8 +2,9 @@
 
 A perfect flow takes normal images to N(0, I) everywhere. A trained one does not quite, and what is left differs between
 classes, directions and places. So its vectors are measured by the Gaussian that they have on training normals of the
-class, as PaDiM (Defard et al., 2021) measures features, and these scores by the mean and deviation that they have at
-the same place. No label has a say: the class is inferred, and training images are normal.
+class, as PaDiM (Defard et al., 2021) measures features. Whether an image is normal is judged by these scores on the
+scale that they have at each place. The map shows them on the scale of the class: places where normal images differ much
+would look empty in it otherwise. No label has a say: the class is inferred, and training images are normal.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ class Deviation(nn.Module):
         return self.part.evaluations
 
     def forward(self, field: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
-        """Whitened features [B, C, H, W] -> scores [B, H, W]; with locations of any sign. Nothing is random.
+        """Whitened features [B, C, H, W] -> scores [B, H, W], or with locations [B, 2, H, W] of any sign: on the scale
+        of each place to judge the image, and on that of its class for the map. Nothing is random.
 
         Raises:
             UserError: it was never fitted.
@@ -78,7 +80,11 @@ class Deviation(nn.Module):
             raise UserError("scorer deviation: it was never fitted to training normals; train or export with it.")
         classes = nearest_class(x.mean(dim=(2, 3)), self.class_means)
         scores = self._distances(self.part.vectors(field, x), classes)
-        return (scores - self.place_mean[classes]) / self.place_std[classes] if self.locations else scores
+        if not self.locations:
+            return scores
+        mean, std = self.place_mean[classes], self.place_std[classes]
+        level, scale = mean.mean(dim=(1, 2), keepdim=True), std.mean(dim=(1, 2), keepdim=True)
+        return torch.stack([(scores - mean) / std, (scores - level) / scale], dim=1)
 
     def _distances(self, vectors: Tensor, classes: Tensor) -> Tensor:
         """Mean squares of the vectors, whitened if wanted: [B, H, W]."""

@@ -16,7 +16,8 @@ class Scorer(Protocol):
         """Network evaluations per image."""
 
     def __call__(self, field: Velocity, x: Tensor, keys: Sequence[int], /) -> Tensor:
-        """Field, features [B, C, H, W] and one key per image for random draws -> scores [B, H, W]."""
+        """Field, features [B, C, H, W] and one key per image for random draws -> scores [B, H, W]; or [B, 2, H, W],
+        of which the first judge the image and the second make its map."""
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from fmad_dist.scoring.config import DeviationConfig, EndpointConfig
 from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gaussian, places
 from fmad_dist.scoring.held_out import fit_parts
 from fmad_dist.scoring.inversion import Inversion
+from fmad_dist.scoring.maps import finish
 from fmad_dist.training.data import open_data
 from fmad_dist.world import World
 
@@ -65,22 +66,23 @@ def test_scores_by_formula(covariance: bool, locations: bool) -> None:
     x = torch.cat([correlated(2, seed=2), 2 * correlated(1, seed=3) + 50])
     scores = scorer(still, x, ())
     for image, own, score in zip(x, (found[0], found[0], found[1]), scores, strict=True):
-        torch.testing.assert_close(score, expected(image, own, covariance, locations), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(score, expected(image, own, covariance, locations), rtol=1e-4, atol=2e-4)
     for row in range(3):
         assert torch.equal(scorer(still, x[row : row + 1], ())[0], scores[row])
 
 
 def expected(image: Tensor, own: Normality, covariance: bool, locations: bool) -> Tensor:
-    wanted = torch.empty(6, 6)
+    """[6, 6], or with locations [2, 6, 6] for the image and for the map."""
+    wanted = torch.empty(2, 6, 6)
+    level, scale = own.place_mean.mean(), own.place_std.mean()
     for row in range(6):
         for column in range(6):
             vector = image[:, row, column]
             vector = own.root @ (vector - own.mean) if covariance else vector
             value = vector.square().mean()
-            wanted[row, column] = (
-                (value - own.place_mean[row, column]) / own.place_std[row, column] if locations else value
-            )
-    return wanted
+            wanted[0, row, column] = (value - own.place_mean[row, column]) / own.place_std[row, column]
+            wanted[1, row, column] = (value - level) / scale if locations else value
+    return wanted if locations else wanted[1]
 
 
 def test_normal_images_score_about_zero_at_every_place() -> None:
@@ -90,7 +92,9 @@ def test_normal_images_score_about_zero_at_every_place() -> None:
     scorer = Deviation(Inversion(1), 1, (2, 6, 6), True, True)
     scorer.take(normals.mean(dim=(0, 2, 3))[None], [scorer.normality(normals)])
     scores = scorer(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
-    assert scores.mean(dim=0).abs().max() < 0.6
+    judging, shown = scores.mean(dim=0)
+    assert judging.abs().max() < 0.6
+    assert shown[2:4].mean() > shown[:2].mean() + 1  # the map keeps the difference
     plain = scorer.part(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
     assert plain.mean(dim=0)[2:4].mean() > 10 * plain.mean(dim=0)[:2].mean()
 
@@ -118,6 +122,10 @@ def test_one_rank_or_two_and_through_files(make_detector: object, data: Training
     both = fitted(make_detector, data, World(rank=0, size=2), lambda item: shares)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(alone(images).maps, both(images).maps)
+    grids = alone.scorer(alone.field, alone.features(images), ())
+    for place, name in enumerate(("scores", "maps")):  # the first judge, the second are shown
+        wanted = finish(grids[:, place], alone.spec.protocol, alone.spec.scorer)[place]
+        assert torch.equal(getattr(alone(images), name), wanted)
     alone.save(tmp_path / "detector")
     again = Detector.load(tmp_path / "detector")
     assert torch.equal(again(images).maps, alone(images).maps)
