@@ -5,6 +5,7 @@ The parts that other configurations share: reading a tree, overriding it, mergin
 
 import difflib
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from fmad_dist.config import RunConfig
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.scoring.config import SCORER_CONFIGS, ScorerConfig
+from fmad_dist.scoring.config import SCORER_CONFIGS, DeviationConfig, ScorerConfig
 
 Model = typing.TypeVar("Model", bound=BaseModel)
 
@@ -61,8 +62,11 @@ def merge_trees(tree: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def parse_config(tree: dict[str, Any], source: str) -> RunConfig:
     """Validate a nested mapping; `source` is named in errors."""
     scorer = tree.get("scorer")
-    if isinstance(scorer, dict) and "name" not in scorer:
-        tree = tree | {"scorer": {"name": RunConfig().scorer.name, **scorer}}
+    if isinstance(scorer, dict):
+        named = {"name": RunConfig().scorer.name, **scorer}
+        if isinstance(named.get("part"), dict):
+            named["part"] = {"name": DeviationConfig().part.name, **named["part"]}
+        tree = tree | {"scorer": named}
     return validated(RunConfig, tree, source)
 
 
@@ -96,13 +100,15 @@ def dump_config(config: RunConfig) -> str:
 
 def flat_config(config: RunConfig) -> dict[str, Any]:
     """The resolved configuration as `section.key` -> value, for tracking."""
-    flat: dict[str, Any] = {}
-    for name, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": entry for key, entry in value.items()}
+    return dict(_flat(config, config.model_dump(mode="json"), ""))
+
+
+def _flat(section: BaseModel, dumped: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in section:
+        if isinstance(value, BaseModel):
+            yield from _flat(value, dumped[name], f"{prefix}{name}.")
         else:
-            flat[name] = value
-    return flat
+            yield prefix + name, dumped[name]
 
 
 def override_all(tree: dict[str, Any], overrides: typing.Sequence[str]) -> None:

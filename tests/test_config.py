@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import dump_config, flat_config, load_config, parse_config
 from fmad_dist.errors import UserError
-from fmad_dist.scoring.config import SCORER_CONFIGS, InversionConfig
+from fmad_dist.scoring.config import SCORER_CONFIGS, DeviationConfig, EndpointConfig, InversionConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "registry")
@@ -34,7 +34,10 @@ def refusal(path: Path, *overrides: str) -> str:
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
     for name, field in model.model_fields.items():
         if name == "scorer":  # a choice of sections; the default stands for them
-            yield from leaves(InversionConfig, "scorer.")
+            yield from leaves(DeviationConfig, "scorer.")
+            continue
+        if name == "part":
+            yield from leaves(InversionConfig, f"{prefix}part.")
             continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from leaves(field.annotation, f"{prefix}{name}.")
@@ -84,7 +87,7 @@ def test_a_value_may_contain_an_equals_sign(path: Path) -> None:
         ("train.step=5", "unknown key 'train.step'; did you mean 'train.steps'?"),
         ("trian.steps=5", "unknown key 'trian'; did you mean 'train'?"),
         ("features.bakcbone=x", "did you mean 'features.backbone'?"),
-        ("scorer.zzzz=1", "valid keys: name, solver, steps."),
+        ("scorer.zzzz=1", "valid keys: covariance, images, locations, name, part."),
         ("protocol.blur=1", "did you mean 'protocol.blur_sigma'?"),
         ("train.steps=many", "train.steps: Input should be a valid integer.*got 'many'"),
         ("train.steps=1.5", "train.steps: .*integer.*got 1.5"),
@@ -166,3 +169,11 @@ def test_a_skip_connection_fits_network_and_path(path: Path) -> None:
         path, "model.skip=gaussian", "objective.path=vp"
     )
     assert "model.skip learned belongs to the DiT" in refusal(path, "model.skip=learned", "model.network=unet")
+
+
+def test_a_part_of_the_scorer_can_be_set_alone(path: Path) -> None:
+    config = load_config(path, ["scorer.part.steps=7"])
+    assert config.scorer == DeviationConfig(part=InversionConfig(steps=7))
+    assert flat_config(config)["scorer.part.steps"] == 7
+    assert load_config(path, ["scorer.part.name=endpoint"]).scorer == DeviationConfig(part=EndpointConfig())
+    assert "scorer.part.zzzz" in refusal(path, "scorer.part.zzzz=7")

@@ -357,3 +357,23 @@ def test_a_failed_save_leaves_the_old_detector(
         tiny_detector.save(saved)
     monkeypatch.undo()
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_a_detector_in_bfloat16(make_detector: MakeDetector, tmp_path: Path) -> None:
+    """Its network and file are half as large, its scores nearly the same, and files keep the bits."""
+    plain, half = make_detector((1.0, 1.0)), make_detector((1.0, 1.0), precision="bf16")
+    half.network.load_state_dict(plain.network.state_dict())
+    half.whitening.load_state_dict(plain.whitening.state_dict())
+    assert half.network.embed.weight.dtype == torch.bfloat16
+    found, exact = half(images()), plain(images())
+    assert found.scores.dtype == torch.float32
+    torch.testing.assert_close(found.scores, exact.scores, rtol=0.02, atol=0)
+    assert not torch.equal(found.scores, exact.scores)
+    for name, detector in (("plain", plain), ("half", half)):
+        detector.save(tmp_path / name)
+    assert torch.equal(Detector.load(tmp_path / "half")(images()).scores, found.scores)
+    sizes = [
+        sum(t.nbytes for k, t in load_file(tmp_path / name / WEIGHTS_NAME).items() if k.startswith("network."))
+        for name in ("plain", "half")
+    ]
+    assert sizes[0] == 2 * sizes[1]

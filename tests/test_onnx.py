@@ -168,3 +168,9 @@ def test_a_deviation(tmp_path: Path) -> None:
     agreement = export_onnx(detector, str(tmp_path / "deviation.onnx"), check_images(detector, None, 6))
     assert agreement.score < 1e-3
     assert agreement.num_flipped == 0
+
+
+def test_only_float32_becomes_a_graph(small: Backbone, tmp_path: Path) -> None:
+    detector = build_detector(small, (1.0,), precision="bf16")
+    with pytest.raises(UserError, match="computes in bf16"):
+        export_onnx(detector, str(tmp_path / "half.onnx"), check_images(detector, None, 2))

@@ -32,7 +32,7 @@ RUN = {
     "features": {"image_size": 64, "grid": 4, "taps": [1, 2]},
     "protocol": {"map_size": 32},
     "train": {"steps": 10, "global_batch": 4},
-    "scorer": {"steps": 2},
+    "scorer": {"name": "inversion", "steps": 2},
 }
 
 

@@ -46,7 +46,7 @@ def write_config(root: Path, bucket: str, urls: dict[str, str]) -> Path:
         "protocol": {"map_size": SIDE},
         "train": {"steps": STEPS, "global_batch": 9, "warmup_samples": 16, "log_every": 1, "checkpoint_every": 2}
         | {"checkpoint_url": f"{bucket}/checkpoints"},
-        "scorer": {"steps": 40},
+        "scorer": {"name": "inversion", "steps": 40},
         "tracking": {"mlflow": False},
     }
     benchmarks = {name: {"manifests": [url]} for name, url in urls.items()}

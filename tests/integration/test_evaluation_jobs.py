@@ -73,7 +73,7 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
 def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
     """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one, and
     every map once."""
-    words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.steps=40"]
+    words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.name=inversion", "scorer.steps=40"]
     whole, killed = job.root / "results-whole", job.root / "results-killed"
     fmad(*words, *outputs_at(whole), "--processes", "1")
     assert not (whole / "partial").exists()
