@@ -20,7 +20,7 @@ from fmad_dist.scoring.config import (
 )
 from fmad_dist.scoring.ddim import DDIMInversion
 from fmad_dist.scoring.density import Density
-from fmad_dist.scoring.deviation import Deviation
+from fmad_dist.scoring.deviation import MOST_CHANNELS, Deviation
 from fmad_dist.scoring.endpoint import Endpoint, Residual
 from fmad_dist.scoring.fusion import Fusion, PartStatistics
 from fmad_dist.scoring.interface import Scorer, VectorScorer
@@ -72,7 +72,8 @@ def build_scorer(
         case DeviationConfig():
             scorer = build_scorer(config.part, trained)
             assert isinstance(scorer, VectorScorer)
-            return Deviation(scorer, trained.num_classes, trained.shape, config.covariance, config.locations)
+            covariance = config.covariance and trained.shape[0] <= MOST_CHANNELS
+            return Deviation(scorer, trained.num_classes, trained.shape, covariance, config.locations)
 
 
 def refusal(config: ScorerConfig, objective: ObjectiveConfig) -> str | None:

@@ -95,7 +95,9 @@ SinglePart = Annotated[
 class DeviationConfig(ScorerSection):
     name: Literal["deviation"] = "deviation"
     part: VectorPart = Field(InversionConfig(), description="scorer whose vectors are judged, one without draws")
-    covariance: bool = Field(True, description="measure vectors by the covariance that normal images of the class have")
+    covariance: bool = Field(
+        True, description="measure vectors by the covariance of the class's normal images; not above 1024 channels"
+    )
     locations: bool = Field(True, description="measure scores by the mean and deviation they have at that place")
     images: int = Field(1000, ge=1, description="training normals that are looked at, over all classes")
 

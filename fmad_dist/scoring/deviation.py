@@ -21,6 +21,7 @@ from fmad_dist.scoring.calibration import nearest_class
 from fmad_dist.scoring.interface import VectorScorer
 
 SHRINK = 0.05  # of the mean variance, added to all: directions without normal variation must not decide alone
+MOST_CHANNELS = 1024  # of which a covariance of every class is kept: 4 MB each
 FLOOR = 0.2  # of a class's mean deviation, added to that of every place
 
 

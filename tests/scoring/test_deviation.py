@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fmad_dist.config import ObjectiveConfig
 from fmad_dist.config_files import parse_config
 from fmad_dist.detector import Detector
 from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import TrainingImages
+from fmad_dist.scoring.build import Trained, build_scorer
 from fmad_dist.scoring.config import DeviationConfig, EndpointConfig
 from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gaussian, places
 from fmad_dist.scoring.held_out import fit_parts
@@ -132,3 +134,11 @@ def test_one_rank_or_two_and_through_files(make_detector: object, data: Training
     assert again.sibling(EndpointConfig()).scorer is not again.scorer
     assert isinstance(again.scorer, Deviation)  # a sibling leaves it alone
     assert torch.equal(again(images).maps, alone(images).maps)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1024, 1024), (1025, 0)])
+def test_covariances_that_are_too_large_are_left_out(channels: int, side: int) -> None:
+    trained = Trained(ObjectiveConfig(), 0.0, (channels, 1, 1), num_classes=1, seed=0)
+    scorer = build_scorer(DeviationConfig(), trained)
+    assert isinstance(scorer, Deviation)
+    assert scorer.root.shape == (1, side, side)
