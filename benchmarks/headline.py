@@ -67,8 +67,7 @@ def inference() -> list[tuple[str, str, str]]:
     found, gpu = read("inference/inference.json"), read("inference/gpu.json")
     decode = found["decode_ms"]
     speeds = {
-        name: max(1000 / (ms / int(batch) + decode) for batch, ms in batches.items())
-        for name, batches in found["methods"].items()
+        name: 1000 / (batches["32"] / 32 + decode) for name, batches in found["methods"].items() if "32" in batches
     }
     best = {(row["preset"], row["scorer"].partition(":")[0]): 0.0 for row in gpu["rows"]}
     for row in gpu["rows"]:
