@@ -98,8 +98,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def flat_config(config: RunConfig) -> dict[str, Any]:
-    """The resolved configuration as `section.key` -> value, for tracking."""
+def flat_config(config: BaseModel) -> dict[str, Any]:
+    """A configuration or a section of it as `section.key` -> value, as in JSON; for tracking and reports."""
     return dict(_flat(config, config.model_dump(mode="json"), ""))
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from torch import nn
 
 from fmad_dist.comparison.choice import choose
@@ -67,6 +68,7 @@ def main() -> None:
     for preset, compiled in itertools.product(options.presets, (False, True)):
         detector = build(preset, options.precision).place(device)
         if compiled:
+            torch._functorch.config.donated_buffer = False  # density walks backwards through one graph several times
             compile_network(detector.network, dynamic=True)
         for text in options.scorers:
             for batch in SCORERS[text]:

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 DATASETS = ("mvtec_ad", "mpdd", "surface")
-SCORERS = "inversion,inversion:steps=10,reconstruction:steps=1,endpoint,mismatch:noises=2:times=4"
+SCORERS = "deviation,inversion,inversion:steps=10,reconstruction:steps=1,endpoint,mismatch:noises=2:times=4"
 PEERS = "bank,bank_pooled"
 
 

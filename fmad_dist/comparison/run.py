@@ -20,7 +20,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.evaluation.evaluator import merge_states, own_test_batches, scored_images
 from fmad_dist.evaluation.state import EvaluationState
 from fmad_dist.flow.noise import content_keys
-from fmad_dist.scoring.held_out import fit_parts
+from fmad_dist.scoring.held_out import fit_scorer
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import key_of, write_stamp
 from fmad_dist.stream.mixture import Mixture
@@ -100,7 +100,7 @@ def _score(
     detectors = {name: detector.sibling(scorer) for name, scorer in choice.scorers.items()}
     data = open_data(config)
     for member in detectors.values():
-        fit_parts(member, data, world, gather_objects)
+        fit_scorer(member, data, world, gather_objects)
     if peers:
         features = TrainingFeatures(detector, config, data)
         detectors |= {peer.title: detector.scored_by(train_peer(peer, features, world)) for peer in peers}

@@ -3,6 +3,7 @@
 import json
 
 from fmad_dist.code_version import code_version
+from fmad_dist.config_files import flat_config
 from fmad_dist.detector import Detector
 from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.networks.build import describe_network
@@ -18,7 +19,7 @@ def provenance(detector: Detector, mixture: Mixture, model: str) -> dict[str, st
     return {
         "Model": model,
         "Weights": f"sha256 {spec.weights_sha256[:_SHOWN]}, after {spec.train_step} training steps",
-        "Scorer": " ".join(f"{key}={value}" for key, value in spec.scorer.model_dump().items()),
+        "Scorer": " ".join(f"{key}={value}" for key, value in flat_config(spec.scorer).items()),
         "Protocol": spec.protocol.title,
         "Network evaluations per image": str(detector.scorer.evaluations),
         "Network": describe_network(spec.network),

@@ -36,7 +36,7 @@ def keyed_times(seed: int, keys: Sequence[int]) -> Tensor:
 
 
 def _generators(device: torch.device, seed: int, keys: Sequence[int], *more: int) -> Iterator[torch.Generator]:
-    """One generator, seeded anew for each key: making one, or a launch more per image, would keep a GPU waiting."""
+    """One generator, seeded anew for each key: making one for every image would keep a GPU waiting."""
     generator = torch.Generator(device)
     for own in _generator_seeds(seed, keys, *more):
         yield generator.manual_seed(own)

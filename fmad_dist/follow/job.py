@@ -25,7 +25,7 @@ from fmad_dist.follow.share import Share
 from fmad_dist.follow.sheet import write_sheet
 from fmad_dist.follow.watch import Arrival, Ended, Watch
 from fmad_dist.progress import Progress
-from fmad_dist.scoring.held_out import fit_parts
+from fmad_dist.scoring.held_out import fit_scorer
 from fmad_dist.training.checkpoint import Checkpoint
 from fmad_dist.training.checkpoint_reader import broadcast
 from fmad_dist.training.engine import gather_objects
@@ -126,7 +126,7 @@ class Follower:
         config = parse_config(state.config, source=checkpoint.store.url)
         parts, share = self._prepared(config)
         detector = parts.detector(checkpoint, averages).place(self.world.device)
-        fit_parts(detector, parts.data, self.world, gather_objects)
+        fit_scorer(detector, parts.data, self.world, gather_objects)
         scored = self._score(f"step {state.step}", share, detector)
         if scored is None:
             return

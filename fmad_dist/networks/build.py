@@ -1,6 +1,5 @@
 """A network by its configuration or by the specification stored with its weights."""
 
-import torch._functorch.config
 from torch import nn
 
 from fmad_dist.config import ModelConfig
@@ -25,7 +24,6 @@ def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
 def compile_network(network: nn.Module, dynamic: bool = False) -> None:
     """Compile in place; `dynamic` for batches of any size. Of a DiT one block is compiled, which serves all: the whole
     takes the compiler as many times longer as it is deep."""
-    torch._functorch.config.donated_buffer = False  # density walks backwards through one graph several times
     for part in network.blocks if isinstance(network, DiT) else [network]:
         part.compile(dynamic=dynamic)
 

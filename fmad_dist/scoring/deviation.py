@@ -27,7 +27,8 @@ FLOOR = 0.2  # of a class's mean deviation, added to that of every place
 
 @dataclass(frozen=True, slots=True)
 class Normality:
-    """Of one class: mean [C] and whitening [C, C] of vectors, mean and deviation of scores at each place [H, W]."""
+    """Of one class: mean [C] and whitening [C, C] of vectors, empty without covariance; mean and deviation of scores at
+    each place [H, W]."""
 
     mean: Tensor
     root: Tensor
@@ -40,8 +41,8 @@ class Deviation(nn.Module):
     the detector's."""
 
     class_means: Tensor  # [K, C], whitened features
-    mean: Tensor  # [K, C]
-    root: Tensor  # [K, C, C], or [K, 0, 0] without covariance
+    mean: Tensor  # [K, C], or [K, 0] without covariance
+    root: Tensor  # [K, C, C], or [K, 0, 0]
     place_mean: Tensor  # [K, H, W], or [K, 0, 0] without locations
     place_std: Tensor
 
@@ -58,7 +59,7 @@ class Deviation(nn.Module):
         place = (height, width) if locations else (0, 0)
         for name, size in (
             ("class_means", (channels,)),
-            ("mean", (channels,)),
+            ("mean", (side,)),
             ("root", (side, side)),
             ("place_mean", place),
             ("place_std", place),
@@ -101,8 +102,9 @@ class Deviation(nn.Module):
 
     def normality(self, vectors: Tensor) -> Normality:
         """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type."""
-        mean, root = gaussian(vectors)
+        mean, root = torch.zeros(0), torch.zeros(0, 0)
         if self.covariance:
+            mean, root = gaussian(vectors)
             whitened = [root @ (one.float().flatten(1) - mean[:, None]) for one in vectors]
             scores = torch.stack([one.square().mean(dim=0) for one in whitened]).unflatten(1, vectors.shape[2:])
         else:

@@ -1,4 +1,4 @@
-"""What is fitted to held-out normal images: thresholds and, for a fusion, the statistics of its parts."""
+"""What is fitted to normal images after training: a scorer that needs it, and thresholds to the held-out ones."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ def calibrate(
     Raises:
         UserError: all held-out images of a class are damaged, or whatever `note_bad` refuses.
     """
-    parts = fit_parts(detector, data, world, gather)
+    parts = fit_scorer(detector, data, world, gather)
     rows = data.split.held_out
     share = rows[world.share(len(rows))]
     scores: list[float] = []
@@ -52,13 +52,14 @@ def calibrate(
     return replace(fitted, parts=parts)
 
 
-def fit_parts(
+def fit_scorer(
     detector: Detector, data: TrainingImages, world: World, gather: Gather
 ) -> tuple[PartStatistics, ...] | None:
-    """Give a fusion the statistics of its parts, and fit a deviation; every rank calls. Other scorers need neither."""
-    fusion = detector.scorer
-    if isinstance(fusion, Deviation):
+    """Fit a fusion to held-out normals and return what is known of its parts, or a deviation to training normals; every
+    rank calls. Other scorers need neither."""
+    if isinstance(detector.scorer, Deviation):
         fit_deviation(detector, data, world, gather)
+    fusion = detector.scorer
     if not isinstance(fusion, Fusion):
         return None
     rows = data.split.held_out

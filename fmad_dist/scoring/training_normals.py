@@ -30,7 +30,7 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
     own = range(world.rank, count, world.size)
     found: dict[int, Normality] = {}
     total = sum(len(chosen[number]) for number in own)
-    with Progress("fit to training normals", total, shown=world.is_main) as progress:
+    with Progress(world.own("fit to training normals"), total, shown=world.is_main) as progress:
         for number in own:
             parts = []
             for start in range(0, len(chosen[number]), BATCH):

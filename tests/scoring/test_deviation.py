@@ -14,7 +14,7 @@ from fmad_dist.features.prepare import TrainingImages
 from fmad_dist.scoring.build import Trained, build_scorer
 from fmad_dist.scoring.config import DeviationConfig, EndpointConfig
 from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gaussian, places
-from fmad_dist.scoring.held_out import fit_parts
+from fmad_dist.scoring.held_out import fit_scorer
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.maps import finish
 from fmad_dist.training.data import open_data
@@ -111,7 +111,7 @@ def data(tiny_url: str) -> TrainingImages:
 def fitted(make_detector: object, data: TrainingImages, world: World, gather: object) -> Detector:
     config = DeviationConfig(part=EndpointConfig(), images=9)
     detector = make_detector((1.0, 1.0, 1.0), scorer=config)  # type: ignore[operator]
-    fit_parts(detector, data, world, gather)  # type: ignore[arg-type]
+    fit_scorer(detector, data, world, gather)  # type: ignore[arg-type]
     return detector
 
 

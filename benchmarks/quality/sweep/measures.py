@@ -1,4 +1,7 @@
-"""Image AUROC, pixel AUROC and AUPRO of maps on a GPU; exact but for AUPRO, which takes 300 thresholds."""
+"""Image AUROC, pixel AUROC and AUPRO of maps on a GPU; exact but for AUPRO, which takes 300 thresholds.
+
+`fmad_dist.evaluation` is exact and counts on the CPU; hundreds of ways of scoring would wait for it.
+"""
 
 from dataclasses import dataclass
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fmad_dist.flow.solvers import integrate
 from fmad_dist.networks.dit import DiT
+from fmad_dist.scoring.deviation import gaussian, places
 
 BATCH = 64
 
@@ -47,23 +47,14 @@ def squares(v: Tensor) -> Tensor:
 
 
 class Gaussians:
-    """Of the vectors of training normals, by category: mean and covariance over all locations, or each location's own
-    mean and deviation of a scalar."""
+    """Of the vectors of training normals, by category, as the scorer `deviation` fits them."""
 
-    def __init__(self, vectors: Tensor, classes: Tensor, shrink: float = 0.05) -> None:
-        self.means, self.roots = [], []
-        for number in range(int(classes.max()) + 1):
-            rows = vectors[classes == number].float().permute(0, 2, 3, 1).flatten(0, 2)
-            mean = rows.mean(0)
-            covariance = torch.cov(rows.T)
-            scale = covariance.diagonal().mean()
-            covariance = covariance + shrink * scale * torch.eye(len(mean), device=mean.device)
-            self.means.append(mean)
-            self.roots.append(torch.linalg.inv(torch.linalg.cholesky(covariance)))
+    def __init__(self, vectors: Tensor, classes: Tensor) -> None:
+        self.known = [gaussian(vectors[classes == number]) for number in range(int(classes.max()) + 1)]
 
     def distance(self, vectors: Tensor, classes: Tensor) -> Tensor:
         out = torch.zeros(len(vectors), *vectors.shape[2:], device=vectors.device)
-        for number, (mean, root) in enumerate(zip(self.means, self.roots, strict=True)):
+        for number, (mean, root) in enumerate(self.known):
             rows = (classes == number).nonzero()[:, 0]
             for part in rows.split(BATCH):
                 v = vectors[part].float() - mean[:, None, None]
@@ -72,20 +63,14 @@ class Gaussians:
 
 
 class Locations:
-    """Mean and deviation of a score at each location on a category's training normals, smoothed over neighbours."""
+    """Mean and deviation of a score at each place on a category's training normals, as `deviation` fits them."""
 
     def __init__(self, grids: Tensor, classes: Tensor) -> None:
-        self.means, self.stds = [], []
-        for number in range(int(classes.max()) + 1):
-            rows = grids[classes == number].float()
-            pooled = F.pad(torch.stack([rows.mean(0), rows.square().mean(0)])[None], (1,) * 4, mode="replicate")
-            first, second = F.avg_pool2d(pooled, 3, stride=1)[0]
-            std = (second - first.square()).clamp_min(1e-12).sqrt()
-            self.means.append(first)
-            self.stds.append(std + 0.2 * std.mean())
+        known = [places(grids[classes == number].float()) for number in range(int(classes.max()) + 1)]
+        self.means, self.stds = (torch.stack(parts) for parts in zip(*known, strict=True))
 
     def standardised(self, grids: Tensor, classes: Tensor) -> Tensor:
-        return (grids.float() - torch.stack(self.means)[classes]) / torch.stack(self.stds)[classes]
+        return (grids.float() - self.means[classes]) / self.stds[classes]
 
 
 class Categories:
