@@ -1,11 +1,15 @@
 """Two nodes: two network namespaces joined by a cable, each with one to the machine, where the real servers run: S3,
 and MLflow with users, its runs in PostgreSQL and its artifacts in S3."""
 
+import fcntl
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,26 @@ MACHINE = "10.78.0.254"  # as the first node sees it
 def nodes() -> Iterator[tuple[str, str]]:
     """The names of two namespaces: .1 and .2 of 10.77.0.0 between them, 10.78 and 10.79 to the machine."""
     names = ("fmad-node-0", "fmad-node-1")
-    if os.geteuid() != 0 or any(ip("netns", "add", name).returncode for name in names):
+    if os.geteuid() != 0 or not shutil.which("ip"):
         assert not os.environ.get("CI"), "network namespaces need root and iproute2"
         pytest.skip("network namespaces need root and iproute2")
+    with one_at_a_time():
+        remove(names)  # of a run that was killed
+        yield from joined(names)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Another run on this machine has the same addresses: it is waited for. A killed one holds nothing."""
+    with (Path(tempfile.gettempdir()) / "fmad-two-nodes.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def joined(names: tuple[str, str]) -> Iterator[tuple[str, str]]:
     try:
-        commands = ["link add cable0 netns fmad-node-0 type veth peer name cable1 netns fmad-node-1"]
+        commands = [f"netns add {name}" for name in names]
+        commands.append(f"link add cable0 netns {names[0]} type veth peer name cable1 netns {names[1]}")
         for n, name in enumerate(names):
             commands.append(f"link add fmad-up{n} type veth peer name up{n} netns {name}")
             commands.append(f"addr add 10.{78 + n}.0.254/24 dev fmad-up{n}")
@@ -42,15 +61,21 @@ def nodes() -> Iterator[tuple[str, str]]:
                 commands += [f"-n {name} addr add {address}/24 dev {device}", f"-n {name} link set {device} up"]
             commands.append(f"-n {name} link set lo up")
         for command in commands:
-            assert ip(*command.split()).returncode == 0, command
+            done = ip(*command.split())
+            assert done.returncode == 0, (command, done.stderr)
         yield names
     finally:
-        for name in names:
-            ip("netns", "del", name)
+        remove(names)
+
+
+def remove(names: Sequence[str]) -> None:
+    for n, name in enumerate(names):
+        ip("netns", "del", name)
+        ip("link", "del", f"fmad-up{n}")  # is there as long as a process lives in the namespace
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["ip", *words], check=False)
+    return subprocess.run(["ip", *words], check=False, capture_output=True)
 
 
 @pytest.fixture
