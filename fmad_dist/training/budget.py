@@ -9,9 +9,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fmad_dist.config import RunConfig
 from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.networks.cost import NetworkCost, network_cost
-from fmad_dist.training.engine import BUCKET_ELEMENTS, LIVE_ELEMENTS, bucket_elements
+from fmad_dist.networks.dit import DiTSpec
+from fmad_dist.stream.plan import BatchLayout
+from fmad_dist.training.engine import AHEAD_ELEMENTS, LIVE_ELEMENTS, compiles
+from fmad_dist.training.gradients import bucket_elements
+
+COMPILED_SHARE = 16 / 20  # of what a DiT block keeps: values per token and channel, counted with and without
+RESERVED_BYTES = 3 << 30  # CUDA context, communication library, allocator's slack and the backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +50,42 @@ class Layout:
     accumulation: int  # micro batches per step
     checkpointing: bool
     dtype: torch.dtype
+    compiled: bool = False
 
 
 def memory_budget(spec: NetworkSpec, layout: Layout) -> MemoryBudget:
     """The budget of one process."""
     plain = network_cost(spec, layout.dtype)
-    cost = network_cost(spec, layout.dtype, checkpointing=True) if layout.checkpointing else plain
-    recomputed = plain.activation_bytes // max(1, getattr(spec, "depth", 1)) if layout.checkpointing else 0
-    activations = layout.micro_batch * (cost.activation_bytes + recomputed)
-    return _zero_budget(plain, layout, activations)
+    block = plain.activation_bytes // max(1, getattr(spec, "depth", 1))
+    if layout.checkpointing:
+        activations = network_cost(spec, layout.dtype, checkpointing=True).activation_bytes + block
+    elif layout.compiled and isinstance(spec, DiTSpec):
+        activations = int(COMPILED_SHARE * plain.activation_bytes) + block
+    else:
+        activations = plain.activation_bytes
+    return _zero_budget(plain, layout, layout.micro_batch * activations)
+
+
+def layout_of(
+    config: RunConfig, spec: NetworkSpec, batch: BatchLayout, dtype: torch.dtype, memory: int | None
+) -> Layout:
+    """Of a run on GPUs of so many bytes (None: on a CPU). Where the configuration leaves it open, activations are
+    computed again only if they would not fit otherwise: on a GPU that is large enough it costs a quarter of the speed.
+    """
+    dealt = (batch.world_size, batch.micro_batch, batch.accumulation)
+    compiled = compiles(config.train, on_gpu=memory is not None)
+    layout = Layout(config.train.zero_stage, *dealt, bool(config.model.checkpointing), dtype, compiled)
+    if config.model.checkpointing is None and memory is not None:
+        fits = memory_budget(spec, layout).total <= memory - RESERVED_BYTES
+        return replace(layout, checkpointing=not fits)
+    return layout
 
 
 def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryBudget:
     """What each ZeRO stage divides by the number of processes: 1 the optimizer, 2 gradients too, 3 weights too."""
     count, stage, size = cost.num_parameters, layout.zero_stage, layout.dtype.itemsize
     part = -(-count // layout.processes)
-    bucket = size * bucket_elements(count)
+    bucket = size * bucket_elements(count, stage, layout.processes)
     owned = size * part  # gradients of this process's part
     weights, optimizer = size * (part if stage == 3 else count), 16 * part
     if stage < 3:
@@ -69,7 +96,7 @@ def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryB
         phases = [(kept, bucket, activations), (*ends, 0), (owned + 4 * part, 0, 0)]
     else:
         # bucket and own gradients are never given back; what is fetched is held twice until it has been unpacked
-        live, ahead = LIVE_ELEMENTS + cost.largest_parameter, BUCKET_ELEMENTS + cost.largest_parameter
+        live, ahead = LIVE_ELEMENTS + cost.largest_parameter, AHEAD_ELEMENTS + cost.largest_parameter
         gathered = size * (min(count, live) + min(count, ahead)) if layout.processes > 1 else 0
         phases = [(owned, bucket + gathered, activations), (owned + 4 * part, bucket, 0)]
     return MemoryBudget(weights, optimizer, *max(phases, key=sum))

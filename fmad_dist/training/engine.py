@@ -21,9 +21,10 @@ from fmad_dist.errors import UserError
 from fmad_dist.networks.build import compile_network
 from fmad_dist.startup import import_deepspeed
 from fmad_dist.stream.plan import BatchLayout
+from fmad_dist.training.gradients import BUCKET_ELEMENTS, bucket_elements, lighten
 from fmad_dist.world import World
 
-BUCKET_ELEMENTS = 25_000_000  # gradients reduced at a time, parameters fetched ahead at a time (ZeRO-3)
+AHEAD_ELEMENTS = 25_000_000  # ZeRO-3: parameters fetched ahead at a time
 LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters held gathered
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leave a quick rank waiting for a slow one
 
@@ -96,13 +97,14 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
-    if wants_compile(config):
+    if compiles(config, torch.cuda.is_available()):
         compile_network(network)
     zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    zero["reduce_bucket_size"] = bucket_elements(sum(weight.numel() for weight in network.parameters()))
-    _measure_norms_in_fp32()
+    count, processes = sum(weight.numel() for weight in network.parameters()), accelerator.num_processes
+    zero["reduce_bucket_size"] = bucket_elements(count, config.zero_stage, processes)
     with _nothing_else_compiled():
         prepared, _ = accelerator.prepare(network, optimizer)
+    lighten(prepared.optimizer, config.zero_stage, processes)
     return Engine(accelerator, prepared, compute_dtype(config))
 
 
@@ -120,21 +122,8 @@ def _nothing_else_compiled() -> Iterator[None]:
             os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
-def _measure_norms_in_fp32() -> None:
-    """DeepSpeed copies every gradient to fp64 to measure its norm, a tenth of a CPU's time in `step`; torch's own
-    clipping does not. What an accelerator says of fp64 is asked for these norms alone."""
-    from deepspeed.accelerator import get_accelerator
-
-    get_accelerator().is_fp64_supported = lambda: False
-
-
-def bucket_elements(num_parameters: int) -> int:
-    """DeepSpeed allocates the whole bucket, however small the network is; its default is 500 million elements."""
-    return min(BUCKET_ELEMENTS, num_parameters)
-
-
-def wants_compile(config: TrainConfig) -> bool:
-    return config.compile == "on" or (config.compile == "auto" and torch.cuda.is_available() and config.zero_stage < 3)
+def compiles(config: TrainConfig, on_gpu: bool) -> bool:
+    return config.compile == "on" or (config.compile == "auto" and on_gpu and config.zero_stage < 3)
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
@@ -154,6 +143,12 @@ def compute_dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if use else torch.float32
 
 
+def smallest_gpu() -> int | None:
+    """Bytes of the smallest GPU of the job, None on CPUs: all ranks must decide alike. Every rank calls."""
+    own = torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
+    return min(gather_objects(own)) if own else None
+
+
 def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtype) -> dict[str, Any]:
     """DeepSpeed's JSON for this run; every value that accelerate would guess is given."""
     return {
@@ -166,7 +161,7 @@ def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtyp
             "stage": config.zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
-            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_prefetch_bucket_size": AHEAD_ELEMENTS,
             "stage3_max_live_parameters": LIVE_ELEMENTS,
             "stage3_param_persistence_threshold": 10_000,
         },

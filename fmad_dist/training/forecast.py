@@ -12,10 +12,16 @@ from fmad_dist.networks.build import NetworkSpec, describe_network, network_spec
 from fmad_dist.networks.cost import NetworkCost, network_cost
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.accelerators import ACCELERATORS, Accelerator, find_accelerator
-from fmad_dist.training.budget import Layout, MemoryBudget, checkpoint_bytes, memory_budget, what_would_fit
+from fmad_dist.training.budget import (
+    RESERVED_BYTES,
+    Layout,
+    MemoryBudget,
+    checkpoint_bytes,
+    layout_of,
+    memory_budget,
+    what_would_fit,
+)
 from fmad_dist.training.data import open_data
-
-RESERVED_BYTES = 3 << 30  # CUDA context, communication library, allocator's slack and the backbone
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Forecast:
             "network": f"{describe_network(self.spec)}, {cost.num_parameters / 1e6:.1f} M parameters",
             "batch": f"{batch.global_batch} = {dealt}",
             "memory per GPU": f"{gib(memory.total)} of {gib(self.capacity)} ({parts})",
+            "activations": "computed again in the backward pass" if self.layout.checkpointing else "kept",
             "compute": f"{cost.training_flops / 1e9:.1f} GFLOP per image, forward and backward",
             "speed": f"{self.images_per_s:,.0f} images/s at {self.mfu:.0%} of {self.accelerator.peak_flops / 1e12:.0f} "
             "TFLOP/s, if data and network keep up",
@@ -99,8 +106,7 @@ def forecast(config: RunConfig, nodes: int, gpus: int, gpu: str, mfu: float) -> 
     channels = Backbone(feature_spec(config.features)).num_channels
     spec = network_spec(config.model, channels, config.features.grid, len(data.mixture.class_names))
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
-    stage, checkpointing = config.train.zero_stage, config.model.recomputes
-    layout = Layout(stage, batch.world_size, batch.micro_batch, batch.accumulation, checkpointing, dtype)
+    layout = layout_of(config, spec, batch, dtype, accelerator.memory)
     cost, memory = network_cost(spec, dtype), memory_budget(spec, layout)
     return Forecast(config, nodes, gpus, accelerator, mfu, spec, cost, batch, data.epoch_size, layout, memory)
 

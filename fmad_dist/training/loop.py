@@ -24,11 +24,19 @@ from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
 from fmad_dist.tracking.system import NodeMonitor, joined
 from fmad_dist.training.bad_samples import BadSamples
+from fmad_dist.training.budget import layout_of
 from fmad_dist.training.checkpoint import Checkpoints, TrainState
 from fmad_dist.training.checkpoint_writer import CheckpointWriter
 from fmad_dist.training.data import TrainingData, open_data
 from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import Engine, build_engine, gather_objects, start_accelerator
+from fmad_dist.training.engine import (
+    Engine,
+    build_engine,
+    compute_dtype,
+    gather_objects,
+    smallest_gpu,
+    start_accelerator,
+)
 from fmad_dist.training.finish import finish_run
 from fmad_dist.training.guard import NonFiniteGuard
 from fmad_dist.training.preemption import Preempted, StopRequest
@@ -177,7 +185,8 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     torch.manual_seed(settings.seed)
     num_classes = len(data.mixture.class_names)
     spec = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
-    engine = build_engine(accelerator, build_network(spec, config.model.recomputes), settings)
+    recompute = layout_of(config, spec, layout, compute_dtype(settings), smallest_gpu()).checkpointing
+    engine = build_engine(accelerator, build_network(spec, recompute), settings)
     ema = ShardedEma(engine.optimizer, settings.ema)
     tracked = TrackedRun(config, record)
     objective = FlowMatching(config.objective, settings.seed)

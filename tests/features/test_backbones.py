@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fmad_dist.errors import UserError
 from fmad_dist.features.backbones import Backbone, FeatureSpec, load_backbone, to_grid
+from fmad_dist.features.folding import folded
 
 SIDE = 64
 LITE = FeatureSpec("tf_efficientnet_lite0", (1, 2), 4, SIDE)
@@ -48,6 +49,53 @@ def test_features_are_those_of_timm(backbone: Backbone) -> None:
     assert [stage.shape[-1] for stage in stages] == [16, 8]
     expected = torch.cat([torch.nn.functional.avg_pool2d(stage, stage.shape[-1] // 4) for stage in stages], dim=1)
     torch.testing.assert_close(backbone(images(2)).float(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "resnet18", "regnety_002"])
+def test_folded_batch_norms_change_nothing(name: str) -> None:
+    """Statistics as of no training, so that a norm left out or folded twice would show; float64, so that rounding does
+    not."""
+    net = timm.create_model(name, features_only=True).eval().double()
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        for tensor, (low, high) in (
+            (norm.running_mean, (-1, 1)),
+            (norm.running_var, (0.5, 2)),
+            (norm.weight, (0.5, 2)),
+        ):
+            torch.nn.init.uniform_(tensor, low, high)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    quick = folded(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
+    with torch.inference_mode():
+        pairs = zip(net(images(2).double()), quick(images(2).double()), strict=True)
+    assert all((ours - theirs).norm() < 1e-9 * theirs.norm() for theirs, ours in pairs)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_other_weights_are_folded_anew(backbone: Backbone) -> None:
+    other = Backbone(LITE)
+    assert not torch.equal(other(images(1)), backbone(images(1)))
+    other.load_state_dict(backbone.state_dict())
+    assert torch.equal(other(images(1)), backbone(images(1)))
+    assert other.half().mean.dtype == torch.float16
+    assert other._quick == []
+
+
+class Branching(nn.Module):
+    """What torch.fx cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+
+def test_a_network_that_cannot_be_followed_runs_as_it_is() -> None:
+    net = Branching().eval()
+    assert folded(net) is net
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 17])

@@ -11,10 +11,11 @@ from fmad_dist.config_files import parse_config
 from fmad_dist.errors import UserError
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiTSpec
+from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.accelerators import find_accelerator
-from fmad_dist.training.budget import Layout, checkpoint_bytes, memory_budget, what_would_fit
-from fmad_dist.training.engine import BUCKET_ELEMENTS
+from fmad_dist.training.budget import Layout, checkpoint_bytes, layout_of, memory_budget, what_would_fit
 from fmad_dist.training.forecast import forecast
+from fmad_dist.training.gradients import BUCKET_ELEMENTS
 
 LARGE = DiTSpec(192, 16, *PRESETS["L"])
 SMALL = DiTSpec(192, 16, *PRESETS["small"])
@@ -26,9 +27,9 @@ def test_one_process_holds_everything() -> None:
     cost = network_cost(SMALL, torch.bfloat16)
     count = cost.num_parameters
     for stage in (1, 2, 3):
-        budget = memory_budget(SMALL, replace(LAYOUT, zero_stage=stage, processes=1))
+        budget = memory_budget(SMALL, replace(LAYOUT, zero_stage=stage, processes=1, micro_batch=64))
         assert (budget.weights, budget.optimizer) == (2 * count, 16 * count)
-        assert budget.activations == 4 * cost.activation_bytes
+        assert budget.activations == 64 * cost.activation_bytes
         assert budget.total == 18 * count + budget.activations + budget.gradients + budget.buffers
     assert (budget.gradients, budget.buffers) == (2 * count, 2 * BUCKET_ELEMENTS)  # ZeRO-3 never gives them back
     assert checkpoint_bytes(network_cost(SMALL, torch.float32)) == 16 * count
@@ -65,6 +66,23 @@ def test_what_is_proposed_fits(gib: int) -> None:
         assert memory_budget(LARGE, proposed).total <= gib << 30
 
 
+def test_activations_are_computed_again_where_they_do_not_fit() -> None:
+    """The smaller GPU has no room for half of them. A setting decides before that, and a CPU keeps them."""
+    batch = BatchLayout.fit(64, None, 1)
+    plain = Layout(2, 1, 64, 1, False, torch.bfloat16)
+    budget = memory_budget(LARGE, plain)
+    enough, too_little = (budget.total + (4 << 30), budget.total - budget.activations // 2)
+
+    def chosen(memory: int | None, setting: bool | None = None) -> bool:
+        tree = {"data": {"manifests": ["somewhere"]}, "model": {"checkpointing": setting}}
+        config = parse_config(tree | {"train": {"global_batch": 64, "zero_stage": 2}}, source="test")
+        return layout_of(config, LARGE, batch, torch.bfloat16, memory).checkpointing
+
+    assert [chosen(memory) for memory in (None, enough, too_little)] == [False, False, True]
+    assert [chosen(memory, True) for memory in (None, enough)] == [True, True]
+    assert not chosen(too_little, False)
+
+
 def test_accelerators() -> None:
     names = {"NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100", "h100": "H100", "NVIDIA L40S": "L40S"}
     names |= {"NVIDIA A100-SXM4-80GB": "A100-80", "NVIDIA A100-PCIE-40GB": "A100"}
@@ -91,8 +109,10 @@ def test_a_forecast_says_everything_and_refuses_what_cannot_fit(tiny_url: str) -
     assert found.images_per_s == pytest.approx(expected)
     assert not found.layout.checkpointing
     huge = parse_config(tree | {"model": {"preset": "G"}}, "test")
-    assert forecast(huge, nodes=8, gpus=8, gpu="H200", mfu=0.5).layout.checkpointing
+    chosen = {gpu: forecast(huge, 8, 8, gpu, mfu=0.5).layout.checkpointing for gpu in ("H200", "L4")}
+    assert chosen == {"H200": False, "L4": True}
+    kept = parse_config(tree | {"model": {"preset": "L", "checkpointing": False}}, "test")
     with pytest.raises(UserError, match=r"do not fit into 36.00 GiB of A100; train.zero_stage=2 train.micro_batch="):
-        forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="A100", mfu=0.5).check()
+        forecast(kept, nodes=1, gpus=4, gpu="A100", mfu=0.5).check()
     with pytest.raises(UserError, match="--gpu GeForce: not known; there is B200"):
         forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="GeForce", mfu=0.5)
