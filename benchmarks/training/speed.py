@@ -88,7 +88,8 @@ def printed(command: list[str]) -> float:
 def fmad_train(config: Path, name: str, processes: int, *options: str) -> float:
     """images/s of the intervals after the first."""
     command = ["-m", "fmad_dist.cli", "train", "--config", str(config), "--processes", str(processes), f"name={name}"]
-    subprocess.run([sys.executable, *command, *options], capture_output=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # fmad's own choice
+    subprocess.run([sys.executable, *command, *options], env=environment, capture_output=True, check=True)
     lines = (config.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()
     speeds = [json.loads(line)["images_per_s"] for line in lines][1:]
     return statistics.harmonic_mean(speeds) if speeds else float("nan")
