@@ -34,6 +34,7 @@ from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.training.accelerators import find_accelerator
 from fmad_dist.training.budget import Layout, layout_of, memory_budget
+from fmad_dist.training.engine import smallest_gpu
 
 CHANNELS, GRID = 192, 16
 
@@ -122,9 +123,8 @@ def spec_of(preset: str) -> DiTSpec:
 
 def gpu_layout(config: RunConfig) -> Layout:
     """As `fmad train` decides it on this GPU."""
-    memory = torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
     batch = BatchLayout.fit(config.train.global_batch, None, 1)
-    return layout_of(config, spec_of(config.model.preset), batch, torch.bfloat16, memory)
+    return layout_of(config, spec_of(config.model.preset), batch, torch.bfloat16, smallest_gpu())
 
 
 def plain(cache: Path, preset: str, steps: int, batch: int) -> dict[str, float]:

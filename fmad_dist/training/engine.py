@@ -21,7 +21,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.networks.build import compile_network
 from fmad_dist.startup import import_deepspeed
 from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.training.gradients import BUCKET_ELEMENTS, bucket_elements, lighten
+from fmad_dist.training.gradients import BUCKET_ELEMENTS, bucket_elements, skip_needless_passes
 from fmad_dist.world import World
 
 AHEAD_ELEMENTS = 25_000_000  # ZeRO-3: parameters fetched ahead at a time
@@ -104,7 +104,7 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     zero["reduce_bucket_size"] = bucket_elements(count, config.zero_stage, processes)
     with _nothing_else_compiled():
         prepared, _ = accelerator.prepare(network, optimizer)
-    lighten(prepared.optimizer, config.zero_stage, processes)
+    skip_needless_passes(prepared.optimizer, config.zero_stage, processes)
     return Engine(accelerator, prepared, compute_dtype(config))
 
 
@@ -156,7 +156,7 @@ def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtyp
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": config.clip,
-        "bf16": {"enabled": dtype == torch.bfloat16},
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},  # by the norm, see gradients.py
         "zero_optimization": {
             "stage": config.zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,

@@ -24,8 +24,8 @@ def bucket_elements(num_parameters: int, zero_stage: int, processes: int) -> int
     return min(BUCKET_ELEMENTS, num_parameters)
 
 
-def lighten(optimizer: Any, zero_stage: int, processes: int) -> None:
-    """Take from a ZeRO optimizer what is said above; it must have been made with `bucket_elements`."""
+def skip_needless_passes(optimizer: Any, zero_stage: int, processes: int) -> None:
+    """Of a ZeRO optimizer over gradients, as said above; it must have been made with `bucket_elements`."""
 
     def norm(gradients: Sequence[Tensor], params: Any, norm_type: float = 2) -> Tensor:
         assert norm_type == 2

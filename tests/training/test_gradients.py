@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmad_dist.training.gradients import BUCKET_ELEMENTS, INVALID, bucket_elements, gradient_norm
@@ -18,7 +18,7 @@ def alone() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.sampled_from([torch.bfloat16, torch.float32]))
 def test_it_is_the_norm_of_all_gradients_as_one_vector(sizes: list[int], dtype: torch.dtype) -> None:
     gradients = [torch.randn(size).to(dtype) for size in sizes]
