@@ -54,7 +54,8 @@ def test_features_are_those_of_timm(backbone: Backbone) -> None:
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "resnet18", "regnety_002"])
 def test_folded_batch_norms_change_nothing(name: str) -> None:
     """Statistics as of no training, so that a norm left out or folded twice would show; float64, so that rounding does
-    not."""
+    not (SiLU and squeeze-and-excitation of random weights blow it up a millionfold)."""
+    torch.manual_seed(0)
     net = timm.create_model(name, features_only=True).eval().double()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -65,8 +66,9 @@ def test_folded_batch_norms_change_nothing(name: str) -> None:
     quick = folded(net)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
     with torch.inference_mode():
-        pairs = zip(net(images(2).double()), quick(images(2).double()), strict=True)
-    assert all((ours - theirs).norm() < 1e-9 * theirs.norm() for theirs, ours in pairs)
+        inputs = images(2).double() / 127.5 - 1
+        pairs = zip(net(inputs), quick(inputs), strict=True)
+    assert all((ours - theirs).norm() < 1e-7 * theirs.norm() for theirs, ours in pairs)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
