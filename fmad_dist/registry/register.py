@@ -52,7 +52,7 @@ def sync_run(run: Path) -> str:
     """Give MLflow what it has missed of a run: metrics, how it ended, the detector; returns a sentence about it.
 
     Raises:
-        UserError: this is no run directory, or the server cannot be used.
+        UserError: this is no run directory, it has not trained, or the server cannot be used.
     """
     tracked = tracked_run(run)
     count = tracked.sync()

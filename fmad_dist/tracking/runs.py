@@ -69,14 +69,16 @@ class TrackedRun:
         """Send what the server lacks, in the foreground: metrics, how the run ended; returns the number of lines.
 
         Raises:
-            UserError: the server cannot be used.
+            UserError: the server cannot be used, or the run has nothing to send.
         """
         from mlflow.exceptions import MlflowException
 
+        path = self.record.folder / METRICS_NAME
         noted = self.noted()
+        if not noted and not path.stat().st_size:
+            raise UserError(f"{path}: empty, this run has not trained yet; start it with fmad train.")
         self._join(noted.get("run_id"), {})
         self._note(noted.get("status"))
-        path = self.record.folder / METRICS_NAME
         try:
             count = send(self._client, str(self.run_id), LineReader(path, last_step(self._client, str(self.run_id))))
             if noted.get("status"):

@@ -15,6 +15,7 @@ from mlflow_server import BadProxy, MlflowServer
 
 from fmad_dist.config import RunConfig, TrackingConfig
 from fmad_dist.config_files import dump_config
+from fmad_dist.errors import UserError
 from fmad_dist.registry.register import sync_run
 from fmad_dist.tracking import runs, uploader
 from fmad_dist.tracking.record import RunRecord, read_lines
@@ -198,6 +199,16 @@ def test_a_bad_server_slows_and_loses_nothing(place: Place, capsys: pytest.Captu
     said = capsys.readouterr().err
     assert 1 <= said.count("MLflow does not take metrics") <= uploader.LOUD_OUTAGES
     assert said.count("MLflow takes metrics again") == said.count("MLflow does not take metrics")
+
+
+def test_a_run_that_never_trained_is_not_sent(tmp_path: Path) -> None:
+    config = RunConfig(name="new", output=str(tmp_path), tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    config.run_dir.mkdir()
+    (config.run_dir / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: empty, this run has not trained yet"):
+        sync_run(config.run_dir)
+    assert not list(tmp_path.rglob("mlflow.db"))
+    assert not list(tmp_path.rglob(runs.NOTE_NAME))
 
 
 @pytest.mark.slow
