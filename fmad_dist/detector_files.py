@@ -26,7 +26,7 @@ from fmad_dist.storage.scratch import passing_folder
 
 SPEC_NAME = "detector.json"
 WEIGHTS_NAME = "weights.safetensors"
-FORMAT: Final = "fmad-detector/2"
+FORMAT: Final = "fmad-detector/3"
 
 
 class DetectorSpec(BaseModel):
@@ -34,7 +34,7 @@ class DetectorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["fmad-detector/2"] = FORMAT
+    format: Literal["fmad-detector/3"] = FORMAT
     features: FeatureConfig
     backbone_digest: str
     network: NetworkSpec

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from fmad_dist.comparison.bank import BankScorer, MemoryBank, Patches
-from fmad_dist.comparison.coreset import coreset
 from fmad_dist.comparison.peers import BankConfig, CFlowConfig, PeerConfig
 from fmad_dist.comparison.training_features import TrainingFeatures
 from fmad_dist.detector import Detector
 from fmad_dist.progress import Progress
+from fmad_dist.scoring.coreset import coreset
 from fmad_dist.scoring.interface import Scorer
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.training.engine import broadcast_object
@@ -83,7 +83,7 @@ def _build(
     vectors = features.patches(rows, patches, peer.draw, seed, f"{peer.title}: patches of {name}", shown)
     size = max(1, round(peer.share * len(vectors)))
     with Progress(f"{peer.title}: coreset of {name}", size, shown=shown) as progress:
-        return coreset(vectors, size, seed, progress)
+        return coreset(vectors, size, seed, progress.advance)
 
 
 def _channels(taps: tuple[int, ...], detector: Detector) -> Tensor | None:

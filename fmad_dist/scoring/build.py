@@ -73,7 +73,7 @@ def build_scorer(
             scorer = build_scorer(config.part, trained)
             assert isinstance(scorer, VectorScorer)
             covariance = config.covariance and trained.shape[0] <= MOST_CHANNELS
-            return Deviation(scorer, trained.num_classes, trained.shape, covariance, config.locations)
+            return Deviation(scorer, trained.num_classes, trained.shape, covariance, config.locations, config.memory)
 
 
 def refusal(config: ScorerConfig, objective: ObjectiveConfig) -> str | None:

@@ -99,7 +99,20 @@ class DeviationConfig(ScorerSection):
         True, description="measure vectors by the covariance of the class's normal images; not above 1024 channels"
     )
     locations: bool = Field(True, description="measure scores by the mean and deviation they have at that place")
-    images: int = Field(1000, ge=1, description="training normals that are looked at, over all classes")
+    memory: int = Field(
+        4096,
+        ge=0,
+        description="vectors of each class's normal images that are kept, to score by the nearest; 0 = score by their "
+        "mean and covariance alone",
+    )
+    images: int = Field(4000, ge=1, description="training normals that are looked at, over all classes")
+
+    @field_validator("memory")
+    @classmethod
+    def _halves(cls, memory: int) -> int:
+        if memory == 1:
+            raise ValueError("one half is kept of every second image, so at least 2, or 0 for none")
+        return memory
 
 
 class FusionConfig(ScorerSection):

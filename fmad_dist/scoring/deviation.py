@@ -1,10 +1,12 @@
 """How far an image is from what a scorer says of normal images: of its class, and at that place [ours].
 
 A perfect flow takes normal images to N(0, I) everywhere. A trained one does not quite, and what is left differs between
-classes, directions and places. So its vectors are measured by the Gaussian that they have on training normals of the
-class, as PaDiM (Defard et al., 2021) measures features. Whether an image is normal is judged by these scores on the
-scale that they have at each place. The map shows them on the scale of the class: places where normal images differ much
-would look empty in it otherwise. No label has a say: the class is inferred, and training images are normal.
+classes, directions and places. So its vectors are first taken to the Gaussian that they have on training normals of the
+class, as PaDiM (Defard et al., 2021) takes features; then their distance from the nearest vector of those images is
+measured, as PatchCore (Roth et al., 2022) does with features, for what is left may have any shape. Whether an image is
+normal is judged by these scores on the scale that they have at each place. The map shows them on the scale of the
+class: places where normal images differ much would look empty in it otherwise. No label has a say: the class is
+inferred, and training images are normal.
 """
 
 from collections.abc import Sequence
@@ -19,19 +21,22 @@ from fmad_dist.errors import UserError
 from fmad_dist.flow.solvers import Velocity
 from fmad_dist.scoring.calibration import nearest_class
 from fmad_dist.scoring.interface import VectorScorer
+from fmad_dist.scoring.memory import nearest, remember
 
 SHRINK = 0.05  # of the mean variance, added to all: directions without normal variation must not decide alone
 MOST_CHANNELS = 1024  # of which a covariance of every class is kept: 4 MB each
+SEARCHED = 16  # images that are compared with their memories at a time
 FLOOR = 0.2  # of a class's mean deviation, added to that of every place
 
 
 @dataclass(frozen=True, slots=True)
 class Normality:
-    """Of one class: mean [C] and whitening [C, C] of vectors, empty without covariance; mean and deviation of scores at
-    each place [H, W]."""
+    """Of one class: mean [C] and whitening [C, C] of vectors, empty without covariance; kept vectors float16 [M, C];
+    mean and deviation of scores at each place [H, W]."""
 
     mean: Tensor
     root: Tensor
+    memory: Tensor
     place_mean: Tensor
     place_std: Tensor
 
@@ -43,11 +48,18 @@ class Deviation(nn.Module):
     class_means: Tensor  # [K, C], whitened features
     mean: Tensor  # [K, C], or [K, 0] without covariance
     root: Tensor  # [K, C, C], or [K, 0, 0]
+    memory: Tensor  # float16 [K, M, C], M = 0 without
     place_mean: Tensor  # [K, H, W], or [K, 0, 0] without locations
     place_std: Tensor
 
     def __init__(
-        self, part: VectorScorer, num_classes: int, shape: tuple[int, int, int], covariance: bool, locations: bool
+        self,
+        part: VectorScorer,
+        num_classes: int,
+        shape: tuple[int, int, int],
+        covariance: bool,
+        locations: bool,
+        memory: int,
     ) -> None:
         super().__init__()
         self.part = part
@@ -65,6 +77,7 @@ class Deviation(nn.Module):
             ("place_std", place),
         ):
             self.register_buffer(name, torch.zeros(num_classes, *size))
+        self.register_buffer("memory", torch.zeros(num_classes, memory, channels, dtype=torch.float16))
 
     @property
     def evaluations(self) -> int:
@@ -89,27 +102,41 @@ class Deviation(nn.Module):
         return torch.stack([(scores - mean) / std, (scores - level) / scale], dim=1)
 
     def _distances(self, vectors: Tensor, classes: Tensor) -> Tensor:
-        """Mean squares of the vectors, whitened if wanted: [B, H, W]."""
-        if not self.covariance:
+        """Scores [B, H, W] of the vectors [B, C, H, W]."""
+        if not self.covariance and not self.memory.shape[1]:
             return vectors.square().mean(dim=1)
-        centred = (vectors - self.mean[classes][:, :, None, None]).flatten(2)  # [B, C, H W]
-        roots = self.root[classes]
         if vectors.device.type != "cpu" or torch.compiler.is_exporting():
-            whitened = roots @ centred
+            scores = self._measured(vectors, classes)
         else:  # one by one: the bits of an image's scores do not depend on the batch it came in
-            whitened = torch.stack([root @ one for root, one in zip(roots, centred, strict=True)])
-        return whitened.square().mean(dim=1).unflatten(1, vectors.shape[2:])
+            pairs = zip(vectors.split(1), classes.split(1), strict=True)
+            scores = torch.cat([self._measured(one, number) for one, number in pairs])
+        return scores.unflatten(1, vectors.shape[2:])
+
+    def _measured(self, vectors: Tensor, classes: Tensor) -> Tensor:
+        """Scores [B, H W], all images at once."""
+        flat = vectors.flatten(2)  # [B, C, H W]
+        if self.covariance:
+            flat = self.root[classes] @ (flat - self.mean[classes][:, :, None])
+        if not self.memory.shape[1]:
+            return flat.square().mean(dim=1)
+        if torch.compiler.is_exporting():
+            return nearest(flat.mT, self.memory[classes])
+        parts = zip(flat.mT.split(SEARCHED), classes.split(SEARCHED), strict=True)
+        return torch.cat([nearest(part, self.memory[numbers]) for part, numbers in parts])
 
     def normality(self, vectors: Tensor) -> Normality:
         """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type."""
         mean, root = torch.zeros(0), torch.zeros(0, 0)
+        flat = [one.float().flatten(1) for one in vectors]
         if self.covariance:
             mean, root = gaussian(vectors)
-            whitened = [root @ (one.float().flatten(1) - mean[:, None]) for one in vectors]
-            scores = torch.stack([one.square().mean(dim=0) for one in whitened]).unflatten(1, vectors.shape[2:])
+            flat = [root @ (one - mean[:, None]) for one in flat]
+        size = self.memory.shape[1]
+        if size:
+            memory, scores = remember(flat, size)
         else:
-            scores = vectors.float().square().mean(dim=1)
-        return Normality(mean, root, *places(scores))
+            memory, scores = self.memory[0], torch.stack([one.square().mean(dim=0) for one in flat])
+        return Normality(mean, root, memory, *places(scores.unflatten(1, vectors.shape[2:])))
 
     def take(self, class_means: Tensor, found: Sequence[Normality]) -> None:
         """Be fitted to what was found, in the order of the classes."""
@@ -118,6 +145,7 @@ class Deviation(nn.Module):
         self.mean = torch.stack([one.mean for one in found]).to(device)
         if self.covariance:
             self.root = torch.stack([one.root for one in found]).to(device)
+        self.memory = torch.stack([one.memory for one in found]).to(device)
         if self.locations:
             self.place_mean = torch.stack([one.place_mean for one in found]).to(device)
             self.place_std = torch.stack([one.place_std for one in found]).to(device)

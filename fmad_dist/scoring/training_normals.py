@@ -1,5 +1,8 @@
 """What a deviation scorer is fitted to: training normals of every class."""
 
+from collections.abc import Sequence
+from dataclasses import fields
+
 import numpy as np
 import torch
 
@@ -26,7 +29,7 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
     assert isinstance(scorer, Deviation)
     assert isinstance(config, DeviationConfig)
     count = len(detector.spec.class_names)
-    chosen = {number: _rows(data, number, max(FEWEST, config.images // count)) for number in range(count)}
+    chosen = _rows(data, count, config.images)
     own = range(world.rank, count, world.size)
     found: dict[int, Normality] = {}
     total = sum(len(chosen[number]) for number in own)
@@ -41,15 +44,28 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
                 name = detector.spec.class_names[number]
                 raise UserError(f"class {name}: no training image could be read; restore its shards.")
             one = scorer.normality(torch.cat(parts))
-            found[number] = Normality(*(tensor.cpu() for tensor in (one.mean, one.root, one.place_mean, one.place_std)))
+            found[number] = Normality(*(getattr(one, field.name).cpu() for field in fields(one)))
     everything = {number: one for part in gather(found) for number, one in part.items()}
     scorer.take(detector.class_means, [everything[number] for number in range(count)])
 
 
-def _rows(data: TrainingImages, number: int, limit: int) -> np.ndarray:
-    """Up to `limit` training rows of a class, evenly spaced."""
-    rows = data.split.train[data.mixture.class_numbers[data.split.train] == number]
-    return rows[np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int)]
+def _rows(data: TrainingImages, count: int, images: int) -> list[np.ndarray]:
+    """Training rows of each class, evenly spaced: all, or as many of each as make up `images` together."""
+    numbers = data.mixture.class_numbers[data.split.train]
+    rows = [data.split.train[numbers == number] for number in range(count)]
+    limit = max(FEWEST, _level([len(own) for own in rows], images))
+    return [own[np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)] for own in rows]
+
+
+def _level(counts: Sequence[int], total: int) -> int:
+    """The largest limit with which `counts`, cut to it, do not exceed `total` together."""
+    left = total
+    for place, count in enumerate(ordered := sorted(counts)):
+        share = left // (len(ordered) - place)
+        if share < count:
+            return share
+        left -= count
+    return max(counts)
 
 
 @torch.inference_mode()

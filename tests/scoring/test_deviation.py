@@ -17,6 +17,7 @@ from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gau
 from fmad_dist.scoring.held_out import fit_scorer
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.maps import finish
+from fmad_dist.scoring.training_normals import _level
 from fmad_dist.training.data import open_data
 from fmad_dist.world import World
 
@@ -56,9 +57,10 @@ def test_places_by_hand() -> None:
 
 @pytest.mark.parametrize("covariance", [False, True])
 @pytest.mark.parametrize("locations", [False, True])
-def test_scores_by_formula(covariance: bool, locations: bool) -> None:
+@pytest.mark.parametrize("memory", [0, 100, 5000])
+def test_scores_by_formula(covariance: bool, locations: bool, memory: int) -> None:
     """Two classes far apart, each measured by its own normals; the batch does not change a bit."""
-    scorer = Deviation(Inversion(1), 2, (2, 6, 6), covariance, locations)
+    scorer = Deviation(Inversion(1), 2, (2, 6, 6), covariance, locations, memory)
     normals = [correlated(50), 2 * correlated(40, seed=1) + 50]
     class_means = torch.stack([one.mean(dim=(0, 2, 3)) for one in normals])
     found = [scorer.normality(one) for one in normals]
@@ -81,21 +83,27 @@ def expected(image: Tensor, own: Normality, covariance: bool, locations: bool) -
         for column in range(6):
             vector = image[:, row, column]
             vector = own.root @ (vector - own.mean) if covariance else vector
-            value = vector.square().mean()
+            if len(own.memory):
+                value = (own.memory.float() - vector).square().mean(dim=1).min()
+            else:
+                value = vector.square().mean()
             wanted[0, row, column] = (value - own.place_mean[row, column]) / own.place_std[row, column]
             wanted[1, row, column] = (value - level) / scale if locations else value
     return wanted if locations else wanted[1]
 
 
-def test_normal_images_score_about_zero_at_every_place() -> None:
+@pytest.mark.parametrize("memory", [0, 1000])
+def test_normal_images_score_about_zero_at_every_place(memory: int) -> None:
     """Places whose normals score high are no more suspicious than others."""
     normals = correlated(200)
     normals[:, :, 2:4] *= 5
-    scorer = Deviation(Inversion(1), 1, (2, 6, 6), True, True)
+    scorer = Deviation(Inversion(1), 1, (2, 6, 6), True, True, memory)
     scorer.take(normals.mean(dim=(0, 2, 3))[None], [scorer.normality(normals)])
     scores = scorer(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
     judging, shown = scores.mean(dim=0)
     assert judging.abs().max() < 0.6
+    if memory:
+        return  # it knows these vectors, wherever they are
     assert shown[2:4].mean() > shown[:2].mean() + 1  # the map keeps the difference
     plain = scorer.part(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
     assert plain.mean(dim=0)[2:4].mean() > 10 * plain.mean(dim=0)[:2].mean()
@@ -109,7 +117,7 @@ def data(tiny_url: str) -> TrainingImages:
 
 
 def fitted(make_detector: object, data: TrainingImages, world: World, gather: object) -> Detector:
-    config = DeviationConfig(part=EndpointConfig(), images=9)
+    config = DeviationConfig(part=EndpointConfig(), images=9, memory=64)
     detector = make_detector((1.0, 1.0, 1.0), scorer=config)  # type: ignore[operator]
     fit_scorer(detector, data, world, gather)  # type: ignore[arg-type]
     return detector
@@ -134,6 +142,12 @@ def test_one_rank_or_two_and_through_files(make_detector: object, data: Training
     assert again.sibling(EndpointConfig()).scorer is not again.scorer
     assert isinstance(again.scorer, Deviation)  # a sibling leaves it alone
     assert torch.equal(again(images).maps, alone(images).maps)
+
+
+def test_images_are_shared_by_classes_that_have_them() -> None:
+    assert _level([5, 100, 100], 105) == 50
+    assert _level([5, 100, 100], 9) == 3
+    assert _level([5, 100, 100], 1000) == 100
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1024, 1024), (1025, 0)])

@@ -1,21 +1,25 @@
 """Few points that cover many: greedy k-centre in a random projection [PatchCore, after Sener and Savarese]."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fmad_dist.flow.noise import keyed_generator
-from fmad_dist.progress import Progress
+
+Advance = Callable[[int], object]  # told how many more are chosen
 
 PROJECTED = 128  # dimensions in which points are compared while choosing, as PatchCore's own code does
 
 
-def coreset(vectors: Tensor, size: int, seed: int, progress: Progress) -> Tensor:
+def coreset(vectors: Tensor, size: int, seed: int, advance: Advance | None = None) -> Tensor:
     """`size` of the vectors [N, C] that cover all of them, [size, C]; the first one is drawn with the seed."""
     if size >= len(vectors):
-        progress.advance(size)
+        if advance:
+            advance(size)
         return vectors
     first = int(torch.randint(len(vectors), (1,), generator=keyed_generator(torch.device("cpu"), seed)))
-    return vectors[farthest_points(project(vectors, seed), size, first, progress)]
+    return vectors[farthest_points(project(vectors, seed), size, first, advance)]
 
 
 def project(points: Tensor, seed: int) -> Tensor:
@@ -28,7 +32,7 @@ def project(points: Tensor, seed: int) -> Tensor:
     return points @ matrix.to(points.device)
 
 
-def farthest_points(points: Tensor, size: int, first: int, progress: Progress) -> Tensor:
+def farthest_points(points: Tensor, size: int, first: int, advance: Advance | None = None) -> Tensor:
     """Positions of `size` different points, int64 [size]: `first`, then always the one farthest from all before it.
 
     No choice of so many centres has a radius below half of this one's [Gonzalez]. A step reads the points [N, D] once,
@@ -46,5 +50,6 @@ def farthest_points(points: Tensor, size: int, first: int, progress: Progress) -
         torch.minimum(nearest, distance, out=nearest)
         nearest.index_fill_(0, centre, -1.0)
         centre = nearest.argmax().view(1)  # stays on the device, so that a GPU is never waited for
-        progress.advance(1)
+        if advance:
+            advance(1)
     return torch.cat(chosen)

@@ -6,14 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.comparison.coreset import PROJECTED, coreset, farthest_points, project
-from fmad_dist.progress import Progress
+from fmad_dist.scoring.coreset import PROJECTED, coreset, farthest_points, project
 
 
 def choose(points: torch.Tensor, size: int, first: int = 0) -> list[int]:
-    progress = Progress("coreset", size, shown=False)
-    chosen = farthest_points(points, size, first, progress).tolist()
-    assert progress.done == size
+    told: list[int] = []
+    chosen = farthest_points(points, size, first, told.append).tolist()
+    assert sum(told) == size
     return chosen
 
 
@@ -74,11 +73,10 @@ def test_projection_keeps_distances_and_depends_on_the_seed_alone() -> None:
 
 def test_coreset_covers_and_depends_on_the_seed_alone() -> None:
     vectors = torch.randn(400, 6, generator=torch.Generator().manual_seed(9))
-    progress = Progress("coreset", 64, shown=False)
-    kept = coreset(vectors, 64, 1, progress)
-    assert torch.equal(kept, coreset(vectors, 64, 1, progress))
-    assert not torch.equal(kept, coreset(vectors, 64, 2, progress))
-    assert coreset(vectors, 400, 1, progress) is vectors
+    kept = coreset(vectors, 64, 1)
+    assert torch.equal(kept, coreset(vectors, 64, 1))
+    assert not torch.equal(kept, coreset(vectors, 64, 2))
+    assert coreset(vectors, 400, 1) is vectors
     assert {tuple(row) for row in kept.tolist()} <= {tuple(row) for row in vectors.tolist()}
     assert len(kept.unique(dim=0)) == 64
     drawn = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:64]
