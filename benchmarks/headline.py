@@ -41,8 +41,7 @@ def table() -> str:
 
 
 def quality() -> list[tuple[str, str, str]]:
-    found, peers = read("quality/deviation.json"), read("quality/shared_small.json")
-    scorers = peers["scorers"] | found["scorers"]
+    found = read("quality/deviation.json")
     titles = {
         "deviation": f"one model for five real categories, {found['facts']['Training']} of 8 images",
         "inversion": "the same model, read by plain inversion (FlowAD)",
@@ -50,7 +49,7 @@ def quality() -> list[tuple[str, str, str]]:
     }
     rows = []
     for name, title in titles.items():
-        mean = scorers[name]["mean"]
+        mean = found["scorers"][name]["mean"]
         figures = " / ".join(f"{mean[key]:.3f}".lstrip("0") for key in ("image_auroc", "pixel_auroc", "aupro"))
         rows.append((f"{title}: image AUROC / pixel AUROC / AUPRO", figures, "quality"))
     return rows
