@@ -7,8 +7,8 @@ two runs of the same thing differ by more than what is asked for. Here both run 
 AdamW, average) on the same batches and networks of the same initial weights, one as `fmad train` does on one process,
 ZeRO-2 under accelerate, one around a bare fused AdamW. Who begins alternates, and the ratio is the median of those of
 each turn, whose two steps are neighbours in time. A step does not read data in either. Also the average of CPU seconds
-of all threads, and the median difference: it comes from the optimizer and does not depend on the batch, so that `--batch
-1` shows it best.
+of all threads, and the median difference: it comes from the optimizer and does not depend on the batch, so `--batch 1`
+shows it best.
 """
 
 import argparse
