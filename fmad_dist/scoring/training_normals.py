@@ -17,6 +17,7 @@ from fmad_dist.world import World
 
 BATCH = 16
 FEWEST = 10  # of a class, whatever the limit of all is
+MOST_VECTORS = 500_000  # of a class that are held at a time: about 1.5 GB at 192 channels
 
 
 def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather: GatherObjects) -> None:
@@ -29,7 +30,8 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
     assert isinstance(scorer, Deviation)
     assert isinstance(config, DeviationConfig)
     count = len(detector.spec.class_names)
-    chosen = _rows(data, count, config.images)
+    most = MOST_VECTORS // detector.spec.network.grid**2
+    chosen = _rows(data, count, config.images, most)
     own = range(world.rank, count, world.size)
     found: dict[int, Normality] = {}
     total = sum(len(chosen[number]) for number in own)
@@ -49,11 +51,11 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
     scorer.take(detector.class_means, [everything[number] for number in range(count)])
 
 
-def _rows(data: TrainingImages, count: int, images: int) -> list[np.ndarray]:
-    """Training rows of each class, evenly spaced: all, or as many of each as make up `images` together."""
+def _rows(data: TrainingImages, count: int, images: int, most: int) -> list[np.ndarray]:
+    """Training rows of each class, evenly spaced: `most`, or as many of each as make up `images` together."""
     numbers = data.mixture.class_numbers[data.split.train]
     rows = [data.split.train[numbers == number] for number in range(count)]
-    limit = max(FEWEST, _level([len(own) for own in rows], images))
+    limit = max(FEWEST, min(most, _level([len(own) for own in rows], images)))
     return [own[np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)] for own in rows]
 
 
