@@ -87,7 +87,7 @@ def test_a_value_may_contain_an_equals_sign(path: Path) -> None:
         ("train.step=5", "unknown key 'train.step'; did you mean 'train.steps'?"),
         ("trian.steps=5", "unknown key 'trian'; did you mean 'train'?"),
         ("features.bakcbone=x", "did you mean 'features.backbone'?"),
-        ("scorer.zzzz=1", "valid keys: covariance, images, locations, name, part."),
+        ("scorer.zzzz=1", "valid keys: covariance, images, locations, memory, name, part."),
         ("protocol.blur=1", "did you mean 'protocol.blur_sigma'?"),
         ("train.steps=many", "train.steps: Input should be a valid integer.*got 'many'"),
         ("train.steps=1.5", "train.steps: .*integer.*got 1.5"),
