@@ -39,15 +39,15 @@ class Sets:
     """The same of training images and of others, [N, C, G, G] or [N, G, G], and their classes."""
 
     train: Tensor
-    test: Tensor
+    others: Tensor  # held-out normals with synthetic defects, then test images
     train_classes: Tensor
-    test_classes: Tensor
+    other_classes: Tensor
 
     def rows(self, number: int) -> tuple[Tensor, Tensor]:
-        return (self.train_classes == number).nonzero()[:, 0], (self.test_classes == number).nonzero()[:, 0]
+        return (self.train_classes == number).nonzero()[:, 0], (self.other_classes == number).nonzero()[:, 0]
 
-    def of(self, train: Tensor, test: Tensor) -> "Sets":
-        return Sets(train, test, self.train_classes, self.test_classes)
+    def of(self, train: Tensor, others: Tensor) -> "Sets":
+        return Sets(train, others, self.train_classes, self.other_classes)
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def looked_at(detector: Detector, split: Split) -> tuple[Tensor, Tensor]:
 
 def ways(features: Sets, latents: Sets) -> Iterator[tuple[str, Sets, bool]]:
     """Name, scores, and whether places count."""
-    squares = latents.of(latents.train.square().mean(1), latents.test.square().mean(1))
+    squares = latents.of(latents.train.square().mean(1), latents.others.square().mean(1))
     found = {"latents, Gaussian": squares}
     for name, sets in (("features", features), ("latents", latents)):
         for side in (1, 3):
@@ -101,32 +101,36 @@ def ways(features: Sets, latents: Sets) -> Iterator[tuple[str, Sets, bool]]:
     for name, sets in found.items():
         yield name, sets, False
         yield f"{name} + places", sets, True
-    yield "latents, Gaussian + features, nearest + places", both[0].of(both[0].train, both[0].test + both[1].test), True
+    yield (
+        "latents, Gaussian + features, nearest + places",
+        both[0].of(both[0].train, both[0].others + both[1].others),
+        True,
+    )
 
 
 def whitened(sets: Sets) -> Sets:
     """By mean and covariance of the class."""
-    train, test = sets.train.float(), sets.test.float()
+    train, others = sets.train.float(), sets.others.float()
     for number in range(len(CATEGORIES)):
         own = sets.rows(number)
         mean, root = gaussian(sets.train[own[0]])
-        for values, rows in zip((train, test), own, strict=True):
+        for values, rows in zip((train, others), own, strict=True):
             values[rows] = torch.einsum("cd,ndhw->nchw", root, values[rows] - mean[:, None, None])
-    return sets.of(train, test)
+    return sets.of(train, others)
 
 
 def distances(sets: Sets, side: int) -> Sets:
     """From the nearest kept vectors of the class, averaged over side x side locations before."""
-    train, test = (values.new_empty(values[:, 0].shape, dtype=torch.float32) for values in (sets.train, sets.test))
+    train, others = (values.new_empty(values[:, 0].shape, dtype=torch.float32) for values in (sets.train, sets.others))
     for number in range(len(CATEGORIES)):
         seen, new = sets.rows(number)
         vectors = pooled(sets.train[seen], side)
         memory, scores = remember(list(vectors.flatten(2)), KEPT)
         train[seen] = scores.view(len(seen), *train.shape[1:])
         for row in new.tolist():
-            vector = pooled(sets.test[row : row + 1], side)[0].flatten(1).T
-            test[row] = nearest(vector, memory).view(test.shape[1:])
-    return sets.of(train, test)
+            vector = pooled(sets.others[row : row + 1], side)[0].flatten(1).T
+            others[row] = nearest(vector, memory).view(others.shape[1:])
+    return sets.of(train, others)
 
 
 def pooled(values: Tensor, side: int) -> Tensor:
@@ -136,18 +140,18 @@ def pooled(values: Tensor, side: int) -> Tensor:
 def standardised(sets: Sets, locations: bool) -> Sets:
     kind = Locations if locations else Categories
     scale = kind(sets.train, sets.train_classes)
-    train, test = (
+    train, others = (
         scale.standardised(values, classes)
-        for values, classes in ((sets.train, sets.train_classes), (sets.test, sets.test_classes))
+        for values, classes in ((sets.train, sets.train_classes), (sets.others, sets.other_classes))
     )
-    return sets.of(train, test)
+    return sets.of(train, others)
 
 
 def figures(
     sets: Sets, known: dict[str, list[Truth]], num_synthetic: int, locations: bool
 ) -> dict[str, dict[str, list[float]]]:
     """Of each category: image AUROC, and of maps on the scale of the class pixel AUROC and AUPRO."""
-    judging, shown = (standardised(sets, by).test for by in (locations, False))
+    judging, shown = (standardised(sets, by).others for by in (locations, False))
     found = {}
     for name, rows in (("synthetic", slice(num_synthetic)), ("test", slice(num_synthetic, None))):
         images, maps = (measure(grids[rows], known[name], SIDE, 0.0, (1.0,)) for grids in (judging, shown))

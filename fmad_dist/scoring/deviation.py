@@ -103,8 +103,6 @@ class Deviation(nn.Module):
 
     def _distances(self, vectors: Tensor, classes: Tensor) -> Tensor:
         """Scores [B, H, W] of the vectors [B, C, H, W]."""
-        if not self.covariance and not self.memory.shape[1]:
-            return vectors.square().mean(dim=1)
         if vectors.device.type != "cpu" or torch.compiler.is_exporting():
             scores = self._measured(vectors, classes)
         else:  # one by one: the bits of an image's scores do not depend on the batch it came in
@@ -113,7 +111,7 @@ class Deviation(nn.Module):
         return scores.unflatten(1, vectors.shape[2:])
 
     def _measured(self, vectors: Tensor, classes: Tensor) -> Tensor:
-        """Scores [B, H W], all images at once."""
+        """Scores [B, H W] of the vectors [B, C, H, W], all images at once."""
         flat = vectors.flatten(2)  # [B, C, H W]
         if self.covariance:
             flat = self.root[classes] @ (flat - self.mean[classes][:, :, None])

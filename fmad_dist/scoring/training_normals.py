@@ -55,11 +55,11 @@ def _rows(data: TrainingImages, count: int, images: int, most: int) -> list[np.n
     """Training rows of each class, evenly spaced: `most`, or as many of each as make up `images` together."""
     numbers = data.mixture.class_numbers[data.split.train]
     rows = [data.split.train[numbers == number] for number in range(count)]
-    limit = max(FEWEST, min(most, _level([len(own) for own in rows], images)))
+    limit = max(FEWEST, min(most, common_limit([len(own) for own in rows], images)))
     return [own[np.linspace(0, len(own) - 1, min(limit, len(own))).round().astype(int)] for own in rows]
 
 
-def _level(counts: Sequence[int], total: int) -> int:
+def common_limit(counts: Sequence[int], total: int) -> int:
     """The largest limit with which `counts`, cut to it, do not exceed `total` together."""
     left = total
     for place, count in enumerate(ordered := sorted(counts)):

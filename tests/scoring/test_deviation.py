@@ -17,7 +17,7 @@ from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gau
 from fmad_dist.scoring.held_out import fit_scorer
 from fmad_dist.scoring.inversion import Inversion
 from fmad_dist.scoring.maps import finish
-from fmad_dist.scoring.training_normals import _level
+from fmad_dist.scoring.training_normals import common_limit
 from fmad_dist.training.data import open_data
 from fmad_dist.world import World
 
@@ -145,9 +145,9 @@ def test_one_rank_or_two_and_through_files(make_detector: object, data: Training
 
 
 def test_images_are_shared_by_classes_that_have_them() -> None:
-    assert _level([5, 100, 100], 105) == 50
-    assert _level([5, 100, 100], 9) == 3
-    assert _level([5, 100, 100], 1000) == 100
+    assert common_limit([5, 100, 100], 105) == 50
+    assert common_limit([5, 100, 100], 9) == 3
+    assert common_limit([5, 100, 100], 1000) == 100
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1024, 1024), (1025, 0)])
