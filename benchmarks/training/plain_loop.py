@@ -1,14 +1,16 @@
-"""The peer of speed.py: one file, one process, plain PyTorch, the same maths as `fmad train` on cached features.
+"""Peer of speed.py and turns.py: one file, one process, plain PyTorch, the maths of `fmad train` on cached features.
 
     python benchmarks/training/plain_loop.py CACHE_FOLDER PRESET STEPS BATCH THREADS
 
 Prints images/s over the steps after the first quarter. fp32, AdamW, clipped gradients, cosine rate, averaged weights.
 """
 
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,19 @@ from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
 
 def main(cache: str, preset: str, steps: int, batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
+    step = plain_step(Path(cache), preset, steps, batch)
+    for _ in range(steps // 4):
+        step()
+    start = time.perf_counter()
+    for _ in range(steps - steps // 4):
+        step()
+    print((steps - steps // 4) * batch / (time.perf_counter() - start))
+
+
+def plain_step(cache: Path, preset: str, steps: int, batch: int) -> Callable[[], None]:
+    """The next of `steps` training steps."""
     torch.manual_seed(0)
-    features = read_features(Path(cache))
+    features = read_features(cache)
     channels, grid = features.shape[1:3]
     values = torch.from_numpy(features[:64].astype(np.float32)).transpose(0, 1).flatten(1)
     mean, std = values.mean(dim=1).view(1, -1, 1, 1), values.std(dim=1).view(1, -1, 1, 1)
@@ -29,10 +42,9 @@ def main(cache: str, preset: str, steps: int, batch: int, threads: int) -> None:
     average = [weight.detach().clone() for weight in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     order = np.random.default_rng(0)
-    start = time.perf_counter()
-    for step in range(steps):
-        if step == steps // 4:
-            start = time.perf_counter()
+    numbers = itertools.count()
+
+    def step() -> None:
         rows = order.choice(len(features), batch, replace=False)
         x = (torch.from_numpy(features[rows].astype(np.float32)) - mean) / std
         noise, t = torch.randn_like(x), torch.rand(batch)
@@ -42,11 +54,12 @@ def main(cache: str, preset: str, steps: int, batch: int, threads: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * next(numbers) / steps))
         optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, [weight.detach() for weight in network.parameters()], 0.001)
-    print((steps - steps // 4) * batch / (time.perf_counter() - start))
+
+    return step
 
 
 def read_features(folder: Path) -> np.ndarray:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fmad_dist.errors import UserError
 from fmad_dist.flow.solvers import Velocity
 from fmad_dist.scoring.calibration import nearest_class
+from fmad_dist.scoring.coreset import Advance
 from fmad_dist.scoring.interface import VectorScorer
 from fmad_dist.scoring.memory import nearest, remember
 
@@ -122,8 +123,9 @@ class Deviation(nn.Module):
         parts = zip(flat.mT.split(SEARCHED), classes.split(SEARCHED), strict=True)
         return torch.cat([nearest(part, self.memory[numbers]) for part, numbers in parts])
 
-    def normality(self, vectors: Tensor) -> Normality:
-        """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type."""
+    def normality(self, vectors: Tensor, advance: Advance | None = None) -> Normality:
+        """From the vectors of all chosen training normals of a class, [n, C, H, W] of any float type. `advance` is told
+        of each vector that is kept."""
         mean, root = torch.zeros(0), torch.zeros(0, 0)
         flat = [one.float().flatten(1) for one in vectors]
         if self.covariance:
@@ -131,7 +133,7 @@ class Deviation(nn.Module):
             flat = [root @ (one - mean[:, None]) for one in flat]
         size = self.memory.shape[1]
         if size:
-            memory, scores = remember(flat, size)
+            memory, scores = remember(flat, size, advance)
         else:
             memory, scores = self.memory[0], torch.stack([one.square().mean(dim=0) for one in flat])
         return Normality(mean, root, memory, *places(scores.unflatten(1, vectors.shape[2:])))

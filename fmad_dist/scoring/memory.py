@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fmad_dist.scoring.coreset import coreset
+from fmad_dist.scoring.coreset import Advance, coreset
 
 CHUNK = 4096  # vectors that are compared with a memory at a time
 
 
-def remember(vectors: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
+def remember(vectors: Sequence[Tensor], size: int, advance: Advance | None = None) -> tuple[Tensor, Tensor]:
     """From the vectors [C, T] of each normal image of a class: `size` >= 2 of them that cover all, float16 [size, C],
     and the scores [n, T] that these images have among each other.
 
@@ -22,7 +22,8 @@ def remember(vectors: Sequence[Tensor], size: int) -> tuple[Tensor, Tensor]:
     alone = len(points) == 1
     points = points.transpose(0, 1) if alone else points
     halves = [points[start::2].flatten(0, 1) for start in (0, 1)]
-    kept = [_filled(half, count) for half, count in zip(halves, (size - size // 2, size // 2), strict=True)]
+    counts = (size - size // 2, size // 2)
+    kept = [_filled(half, count, advance) for half, count in zip(halves, counts, strict=True)]
     scores = points.new_empty(points.shape[:2])
     for start, half in enumerate(halves):
         found = torch.cat([nearest(part, kept[1 - start]) for part in half.split(CHUNK)])
@@ -42,7 +43,7 @@ def nearest(vectors: Tensor, memory: Tensor) -> Tensor:
     return (vectors - found).square().mean(dim=-1)
 
 
-def _filled(vectors: Tensor, count: int) -> Tensor:
+def _filled(vectors: Tensor, count: int, advance: Advance | None) -> Tensor:
     """`count` of the vectors [N, C] that cover all, float16 [count, C]; the first one again where there are fewer."""
-    chosen = coreset(vectors, min(count, len(vectors)), seed=0).half()
+    chosen = coreset(vectors, min(count, len(vectors)), seed=0, advance=advance).half()
     return torch.cat([chosen, chosen[:1].expand(count - len(chosen), -1)])

@@ -11,6 +11,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.features.prepare import GatherObjects, TrainingImages
 from fmad_dist.progress import Progress
 from fmad_dist.scoring.config import DeviationConfig
+from fmad_dist.scoring.coreset import Advance
 from fmad_dist.scoring.deviation import Deviation, Normality
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.world import World
@@ -37,18 +38,29 @@ def fit_deviation(detector: Detector, data: TrainingImages, world: World, gather
     total = sum(len(chosen[number]) for number in own)
     with Progress(world.own("fit to training normals"), total, shown=world.is_main) as progress:
         for number in own:
-            parts = []
+            name, parts = detector.spec.class_names[number], []
             for start in range(0, len(chosen[number]), BATCH):
                 rows = chosen[number][start : start + BATCH]
                 parts += _vectors(detector, scorer, data, rows)
-                progress.advance(len(rows))
+                progress.advance(len(rows), note=name)
             if not parts:
-                name = detector.spec.class_names[number]
                 raise UserError(f"class {name}: no training image could be read; restore its shards.")
-            one = scorer.normality(torch.cat(parts))
+            one = scorer.normality(torch.cat(parts), _noted(progress, name))
             found[number] = Normality(*(getattr(one, field.name).cpu() for field in fields(one)))
     everything = {number: one for part in gather(found) for number, one in part.items()}
     scorer.take(detector.class_means, [everything[number] for number in range(count)])
+
+
+def _noted(progress: Progress, name: str) -> Advance:
+    """Says how many vectors of a class are kept already: with many images that takes a minute."""
+    kept = 0
+
+    def advance(count: int) -> None:
+        nonlocal kept
+        kept += count
+        progress.advance(0, note=f"{name}: {kept} vectors kept")
+
+    return advance
 
 
 def _rows(data: TrainingImages, count: int, images: int, most: int) -> list[np.ndarray]:

@@ -28,7 +28,9 @@ def test_nearest_by_hand_and_in_batches() -> None:
 @pytest.mark.parametrize("size", [2, 9, 10])
 def test_an_image_is_measured_by_the_half_it_is_not_in(size: int) -> None:
     images = list(drawn(5, 3, 8))
-    memory, scores = remember(images, size)
+    counted: list[int] = []
+    memory, scores = remember(images, size, counted.append)
+    assert sum(counted) == size
     assert (memory.shape, memory.dtype, scores.shape) == ((size, 3), torch.float16, (5, 8))
     first = size - size // 2
     own = [torch.cat(images[start::2], dim=1).T.half() for start in (0, 1)]
@@ -43,7 +45,9 @@ def test_an_image_is_measured_by_the_half_it_is_not_in(size: int) -> None:
 
 def test_with_room_for_all_every_vector_is_kept() -> None:
     images = list(drawn(4, 3, 6))
-    memory, _ = remember(images, 100)
+    counted: list[int] = []
+    memory, _ = remember(images, 100, counted.append)
+    assert sum(counted) == 4 * 6
     assert memory.shape == (100, 3)
     everything = torch.cat(images, dim=1).T.half()
     assert {tuple(row) for row in memory.tolist()} == {tuple(row) for row in everything.tolist()}
