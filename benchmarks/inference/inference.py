@@ -84,8 +84,8 @@ def read(folder: Path, side: int, count: int) -> tuple[Tensor, float]:
 
 
 def ours(detector: Detector) -> dict[str, Method]:
-    """Every scorer through `Detector`, and the exported ones also through ONNX Runtime."""
-    methods: dict[str, Method] = {}
+    """Every scorer through `Detector`, the own one as it was fitted, and some also through ONNX Runtime."""
+    methods: dict[str, Method] = {f"fmad {detector.spec.scorer.name}, the detector's own": detector}
     for text in SCORERS:
         (config,) = choose(text, detector.spec.objective).scorers.values()
         methods[f"fmad {text}"] = detector.sibling(config)
