@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "sweep"))
-from images import CATEGORIES, load
+from images import CATEGORIES, load, test_paths
 from measures import Truth, auroc, smoothed, top
 from reading import SIDE, Sets, distances, looked_at, standardised, truths_of, whitened
 
@@ -58,8 +58,7 @@ def kinds(scores: Sets, known: list[Truth], root: Path) -> dict[str, dict[str, d
     judging, shown = (standardised(scores, places).others for places in (True, False))
     found: dict[str, dict[str, dict[str, float]]] = {}
     for category, truth in zip(CATEGORIES, known, strict=True):
-        paths = [path for path in sorted((root / category / "test").glob("*/*")) if path.is_file()]  # as they were read
-        names = [path.parent.name for path in paths]
+        names = [path.parent.name for path in test_paths(root, category)]
         images = top(smoothed(judging[truth.rows], SIDE, 0.0), 1.0)
         maps = smoothed(shown[truth.rows], SIDE, 0.0)
         normal = maps[~truth.masks]

@@ -39,7 +39,7 @@ class Sets:
     """The same of training images and of others, [N, C, G, G] or [N, G, G], and their classes."""
 
     train: Tensor
-    others: Tensor  # held-out normals with synthetic defects, then test images
+    others: Tensor  # that are measured: here held-out normals with synthetic defects, then test images
     train_classes: Tensor
     other_classes: Tensor
 

@@ -63,13 +63,13 @@ def measure(preset: str, steps: int, arguments: argparse.Namespace) -> dict[str,
     for name, pairs in found.items():
         walls, cpus = zip(*pairs[2:], strict=True)  # the first steps allocate
         medians[name] = {"median_s": statistics.median(walls), "cpu_s": statistics.mean(cpus), "all_s": walls}
-    walls = {name: medians[name]["all_s"] for name in KINDS}
+    times = {name: medians[name]["all_s"] for name in KINDS}
     compared = [("bare", "plain"), ("fmad", "plain"), ("fmad", "bare")]
     ratios = {
-        f"{ours} of {theirs}": statistics.median(a / b for a, b in zip(walls[theirs], walls[ours], strict=True))
+        f"{ours} of {theirs}": statistics.median(a / b for a, b in zip(times[theirs], times[ours], strict=True))
         for ours, theirs in compared
     }
-    difference = statistics.median(a - b for a, b in zip(walls["fmad"], walls["plain"], strict=True))
+    difference = statistics.median(a - b for a, b in zip(times["fmad"], times["plain"], strict=True))
     return {"preset": preset, "ratios": ratios, "difference_s": difference, **medians}
 
 
@@ -108,8 +108,9 @@ def build(preset: str, arguments: argparse.Namespace) -> dict[str, Callable[[], 
         batches = iter(data.batches(features.source, layout, 0, 0, STEPS, pin=False))
         return lambda: runner.run([next(batches)], 1e-4)
 
-    cache = next(path.parent for path in Path(arguments.features).glob("*/cache.json"))
-    plain = plain_step(cache, preset, STEPS, arguments.batch)
+    source: Any = features.source
+    (cache,) = source.caches.values()  # the one that ours reads, whatever else the folder holds
+    plain = plain_step(Path(cache.store.url), preset, STEPS, arguments.batch)
     return {"plain": plain, **{name: stepper(engine) for name, engine in engines.items()}}
 
 

