@@ -21,7 +21,7 @@ from pathlib import Path
 from fmad_dist.config import RunConfig
 from fmad_dist.config_files import load_config
 from fmad_dist.errors import UserError
-from fmad_dist.startup import end_process, import_deepspeed, spare_collector
+from fmad_dist.startup import end_process, import_deepspeed, share_cores, spare_collector
 from fmad_dist.storage import use_endpoint
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "launcher"
@@ -134,6 +134,7 @@ def ending_well() -> Iterator[None]:
     """Around the work of a launched process: bad input ends it with one sentence, and what breaks because another
     process ended that way is not told on top of it. It ends with the launcher that started it, or after the work."""
     die_with_parent()
+    share_cores()
     spare_collector()
     try:
         yield

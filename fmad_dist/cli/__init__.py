@@ -13,7 +13,7 @@ from fmad_dist.cli.registry import app as registry_app
 from fmad_dist.cli.training import demo, doctor, export, follow, sync, train
 from fmad_dist.errors import UserError
 from fmad_dist.launch import JobFailed, die_with_parent, prefix
-from fmad_dist.startup import end_process, spare_collector
+from fmad_dist.startup import end_process, share_cores, spare_collector
 from fmad_dist.steps import BOUND
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command (default: the process's arguments); bad input ends in one sentence and exit code 2."""
     if os.environ.pop(BOUND, None):
         die_with_parent()
+    share_cores()
     spare_collector()
     try:
         app(args=arguments)
