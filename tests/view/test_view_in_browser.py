@@ -116,6 +116,7 @@ def test_the_slider_decides_at_once(page: Page) -> None:
 
 def test_the_overlay_fades(page: Page) -> None:
     opacity = "getComputedStyle(document.querySelector('.tile .heat')).opacity"
+    until(page, "!!document.querySelector('.tile .heat')")  # comes after its picture
     choose(page, "opacity", "20")
     assert page.evaluate(opacity) == "0.2"
     choose(page, "opacity", "70")
