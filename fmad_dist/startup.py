@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 THRESHOLDS = (50_000, 20, 100)  # of the collector's generations; Python's own are 700, 10, 10
-TURNS = "1000"  # what GNU OpenMP itself takes where there are more threads than cores; else 300,000
+SPINS = "1000"  # what GNU OpenMP itself takes where there are more threads than cores; else 300,000
 
 
 def spare_collector() -> None:
@@ -24,12 +24,12 @@ def spare_collector() -> None:
 def share_cores() -> None:
     """Let torch's threads sleep soon while they wait for each other; to be called before torch is imported.
 
-    GNU OpenMP lets them turn in a loop for milliseconds instead, and the kernel cannot tell that from work: beside
+    GNU OpenMP lets them spin for milliseconds instead, and the kernel cannot tell that from work: beside
     anything else on the same cores, a second training say, each waits for threads that wait. Whoever has chosen
     `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` keeps it. benchmarks/training has the figures.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = TURNS
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def end_process(code: int) -> NoReturn:

@@ -3,16 +3,19 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fmad_dist.startup import TURNS, share_cores
+from fmad_dist.startup import SPINS, share_cores
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ({}, {"GOMP_SPINCOUNT": TURNS}),
+        ({}, {"GOMP_SPINCOUNT": SPINS}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ],
@@ -20,17 +23,15 @@ from fmad_dist.startup import TURNS, share_cores
 def test_threads_sleep_soon_unless_the_user_has_chosen(
     given: dict[str, str], found: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
+    environment = dict(given)
+    monkeypatch.setattr(os, "environ", environment)
     share_cores()
-    assert {name: os.environ[name] for name in names if name in os.environ} == found
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is undone after the test
+    assert environment == found
 
 
 def test_entry_points_import_no_torch_before_that() -> None:
     """OpenMP reads its settings when torch is loaded."""
-    program = "import sys, fmad_dist.cli, fmad_dist.launch, fmad_dist.world; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    modules = ["fmad_dist.cli", *(f"launcher.{path.stem}" for path in (ROOT / "launcher").glob("*.py"))]
+    assert "launcher.train" in modules
+    program = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == 0

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
-from fmad_dist.startup import TURNS
+from fmad_dist.startup import SPINS
 
 BATCH, CHANNELS, GRID = 8, 192, 16
-WAYS = {"as OpenMP does it": {}, "as fmad does it": {"GOMP_SPINCOUNT": TURNS}}
+WAYS = {"as OpenMP does it": {}, "as fmad does it": {"GOMP_SPINCOUNT": SPINS}}
 CORES = os.cpu_count() or 1
 
 
@@ -74,6 +74,8 @@ def steps_until(end: float, seconds: float) -> float:
         optimizer.step()
         optimizer.zero_grad()
         count += bool(first)
+    if not count:
+        raise SystemExit("this machine took too long to start; give --seconds more")
     return count * BATCH / (time.time() - first)
 
 
