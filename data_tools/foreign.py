@@ -23,6 +23,7 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import IMAGE_SUFFIXES, open_header
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
+from fmad_dist.stream.dataset import Span
 from fmad_dist.stream.foreign_tars import (
     SPLITS,
     Facts,
@@ -33,7 +34,7 @@ from fmad_dist.stream.foreign_tars import (
     regular_files,
     split_of_tar,
 )
-from fmad_dist.stream.manifest import FOREIGN, IndexInfo, Manifest, Rendition, ShardInfo, Span
+from fmad_dist.stream.manifest import FOREIGN, IndexInfo, Manifest, Rendition, ShardInfo
 
 
 @dataclass(frozen=True, slots=True)

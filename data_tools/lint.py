@@ -15,7 +15,8 @@ from data_tools.members import read_members
 from data_tools.near_duplicates import Fingerprints
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Dataset, Manifest, Sample, ShardInfo, load_dataset
+from fmad_dist.stream.dataset import Dataset, Sample, load_dataset
+from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Manifest, ShardInfo
 
 ERROR = "error"
 WARNING = "warning"

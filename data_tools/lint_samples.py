@@ -12,7 +12,7 @@ from data_tools.members import XYZ_EXTENSION
 from data_tools.near_duplicates import Fingerprints
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import open_image
-from fmad_dist.stream.manifest import Sample, Span
+from fmad_dist.stream.dataset import Sample, Span
 
 
 @dataclass(frozen=True, slots=True)

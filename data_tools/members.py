@@ -9,7 +9,7 @@ from typing import BinaryIO
 from data_tools.readers.source import SourceImage
 from data_tools.records import LINE_COLUMN
 from data_tools.rendition import Rendered
-from fmad_dist.stream.manifest import Span
+from fmad_dist.stream.dataset import Span
 
 ORIGINAL = "original"
 XYZ_EXTENSION = "xyz.npy"

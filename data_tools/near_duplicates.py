@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from fmad_dist.stream.manifest import Sample
+from fmad_dist.stream.dataset import Sample
 
 SIDE = 48
 _SHARE_OF_MEDIAN = 0.35

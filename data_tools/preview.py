@@ -5,7 +5,7 @@ from PIL import Image
 
 from fmad_dist.contact_sheet import TILE, Tile, draw_sheet
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import Dataset, load_dataset
+from fmad_dist.stream.dataset import Dataset, load_dataset
 from fmad_dist.stream.reader import SampleReader
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmad_dist.errors import UserError, first_line
-from fmad_dist.stream.manifest import INDEX_SCHEMA, Manifest, ShardInfo
+from fmad_dist.stream.dataset import INDEX_SCHEMA
+from fmad_dist.stream.manifest import Manifest, ShardInfo
 
 LINE_COLUMN = "source_line_sha256"  # digest of everything about the image that the source digest covers
 ROW_SCHEMA = INDEX_SCHEMA.append(pa.field(LINE_COLUMN, pa.string()))

@@ -15,14 +15,8 @@ from data_tools.rendition import IMAGE_RESAMPLE, StoredForm
 from fmad_dist.errors import UserError
 from fmad_dist.masks import MASK_RESAMPLE
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import (
-    MANIFEST_NAME,
-    IndexInfo,
-    Manifest,
-    Rendition,
-    index_bytes,
-    load_manifest,
-)
+from fmad_dist.stream.dataset import index_bytes
+from fmad_dist.stream.manifest import MANIFEST_NAME, IndexInfo, Manifest, Rendition, load_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def test_aspect_is_squeezed_not_cropped() -> None:
 def test_conversion_and_prediction_see_the_same_pixels(tmp_path: Path) -> None:
     """Shards are made and images are predicted through the same function."""
     from data_tools.sharder import Conversion, convert
-    from fmad_dist.stream.manifest import load_dataset
+    from fmad_dist.stream.dataset import load_dataset
     from fmad_dist.stream.reader import SampleReader
 
     deep = (np.arange(40 * 30).reshape(40, 30) * 50).astype(np.uint16)

@@ -24,7 +24,8 @@ def inflate(work: Path, samples: int) -> str:
 
     from data_tools.sharder import Conversion, convert
     from fmad_dist.storage import Store
-    from fmad_dist.stream.manifest import MANIFEST_NAME, ClassCounts, IndexInfo, index_bytes, load_dataset
+    from fmad_dist.stream.dataset import index_bytes, load_dataset
+    from fmad_dist.stream.manifest import MANIFEST_NAME, ClassCounts, IndexInfo
 
     out = work / f"manifest-{samples}"
     manifest = convert(Conversion("mvtec", "bench", small_tree(work, 200), str(out))).manifest

@@ -7,7 +7,8 @@ import numpy as np
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.protocol import mask_on_map
 from fmad_dist.evaluation.regions import Channel, SingleDefects
-from fmad_dist.stream.manifest import DefectSaturation, Manifest, Sample
+from fmad_dist.stream.dataset import Sample
+from fmad_dist.stream.manifest import DefectSaturation, Manifest
 from fmad_dist.stream.reader import SampleReader
 
 

@@ -25,7 +25,7 @@ from fmad_dist.flow.noise import content_keys
 from fmad_dist.progress import Progress
 from fmad_dist.shares import in_shards
 from fmad_dist.stream.batches import Failure
-from fmad_dist.stream.manifest import Sample
+from fmad_dist.stream.dataset import Sample
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.shards import ReadOptions

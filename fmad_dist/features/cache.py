@@ -27,7 +27,7 @@ from fmad_dist.features.whitening import image_moments
 from fmad_dist.progress import Progress
 from fmad_dist.storage import Store
 from fmad_dist.storage.ranges import ByteRange
-from fmad_dist.stream.manifest import Dataset
+from fmad_dist.stream.dataset import Dataset
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import BadSample, SampleReader
 from fmad_dist.stream.shards import ReadOptions

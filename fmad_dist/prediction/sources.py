@@ -13,8 +13,9 @@ from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import IMAGE_SUFFIXES
 from fmad_dist.storage import Store
 from fmad_dist.storage.faults import explain
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.foreign_tars import mask_number, refuse_packed, regular_files
-from fmad_dist.stream.manifest import MANIFEST_NAME, load_dataset
+from fmad_dist.stream.manifest import MANIFEST_NAME
 from fmad_dist.stream.reader import SampleReader
 
 

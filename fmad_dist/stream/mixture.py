@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import Dataset, load_dataset
+from fmad_dist.stream.dataset import Dataset, load_dataset
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from fmad_dist.errors import UserError, first_line
 from fmad_dist.images import open_image, square_rgb
 from fmad_dist.masks import marked_pixels, raw_mask, resize_mask
-from fmad_dist.stream.manifest import Dataset, Span
+from fmad_dist.stream.dataset import Dataset, Span
 from fmad_dist.stream.shards import ReadOptions, ShardReader
 
 _RESTORE = "restore the shard or convert the dataset again"

@@ -7,7 +7,7 @@ from fmad_dist.storage import Store
 from fmad_dist.storage.ranges import ByteRange
 from fmad_dist.storage.store import PATIENCE_S
 from fmad_dist.stream.blockcache import BlockCache
-from fmad_dist.stream.manifest import Dataset, Span
+from fmad_dist.stream.dataset import Dataset, Span
 
 BLOCK_BYTES = 4 << 20  # a request this long costs about as much as its latency, and holds many images
 BLOCKS_AT_ONCE = 16  # bounds what one process holds in memory

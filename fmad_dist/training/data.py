@@ -11,7 +11,8 @@ from torch import Tensor
 from fmad_dist.config import RunConfig
 from fmad_dist.errors import UserError
 from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
-from fmad_dist.stream.manifest import FOREIGN, INDEX_SCHEMA, ClassCounts, Dataset, IndexInfo, Manifest, Rendition
+from fmad_dist.stream.dataset import INDEX_SCHEMA, Dataset
+from fmad_dist.stream.manifest import FOREIGN, ClassCounts, IndexInfo, Manifest, Rendition
 from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.stream.reader import BadSample

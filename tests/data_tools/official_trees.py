@@ -13,7 +13,7 @@ from PIL import Image
 from data_tools.fixtures import write_fixture
 from data_tools.sharder import Conversion, ConversionReport, convert
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import Dataset, Sample, Span, load_dataset
+from fmad_dist.stream.dataset import Dataset, Sample, Span, load_dataset
 
 SIZE = 48  # of the stored rendition: some source images have it, most do not
 TREES = [

@@ -16,7 +16,8 @@ from small_trees import SIDE, make_class, noise, save, spot
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import FORMAT, Dataset, Sample, load_dataset
+from fmad_dist.stream.dataset import Dataset, Sample, load_dataset
+from fmad_dist.stream.manifest import FORMAT
 
 
 def stored_pixels(dataset: Dataset, sample_id: str) -> np.ndarray:

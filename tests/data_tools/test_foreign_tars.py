@@ -21,8 +21,8 @@ from data_tools.lint import lint
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.foreign_tars import READ_ATTEMPTS, TarStream, split_of_tar
-from fmad_dist.stream.manifest import load_dataset
 from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.stream.reader import SampleReader
 

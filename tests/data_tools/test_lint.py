@@ -12,7 +12,7 @@ from data_tools.cli import app
 from data_tools.lint import lint
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import Dataset, load_dataset
+from fmad_dist.stream.dataset import Dataset, load_dataset
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from data_tools.sealing import seal_parts
 from data_tools.sharder import convert
 from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 
 PLACES = ("shard", "image_offset", "mask_offset")
 

@@ -9,7 +9,7 @@ from official_trees import SIZE, TREES
 from data_tools.lint import lint
 from data_tools.sharder import Conversion, convert
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.reader import SampleReader
 
 

@@ -17,7 +17,7 @@ from fmad_dist.evaluation import evaluator
 from fmad_dist.evaluation.curves import average_precision, best_f1, rank_scores, roc_curve
 from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
-from fmad_dist.stream.manifest import Sample
+from fmad_dist.stream.dataset import Sample
 from fmad_dist.stream.mixture import Mixture
 
 MakeScored = Callable[..., ScoredImage]

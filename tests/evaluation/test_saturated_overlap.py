@@ -27,7 +27,8 @@ from fmad_dist.evaluation.protocol import Protocol
 from fmad_dist.evaluation.regions import Channel, SingleDefects
 from fmad_dist.evaluation.results import Results
 from fmad_dist.evaluation.state import EvaluationState, ScoredImage
-from fmad_dist.stream.manifest import Dataset, DefectSaturation
+from fmad_dist.stream.dataset import Dataset
+from fmad_dist.stream.manifest import DefectSaturation
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import SampleReader
 

@@ -21,7 +21,7 @@ from fmad_dist.features.cache import (
     seal_cache,
 )
 from fmad_dist.features.prepare import prepare_features
-from fmad_dist.stream.manifest import Dataset, load_dataset
+from fmad_dist.stream.dataset import Dataset, load_dataset
 from fmad_dist.stream.mixture import Mixture, TrainSplit, split_normals
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.stream.sources import ImageSource, SampleSource

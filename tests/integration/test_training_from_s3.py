@@ -12,7 +12,7 @@ from jobs import LAUNCH_SECONDS, Job, convert_tree, fmad, make_product_tree, tra
 from radosgw import Radosgw
 
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.training.checkpoint import Checkpoints
 from fmad_dist.training.checkpoint_reader import opened
 from fmad_dist.world import World

@@ -14,7 +14,7 @@ from fmad_dist.storage import Store
 from fmad_dist.stream import blockcache as blockcache_module
 from fmad_dist.stream import shards as shards_module
 from fmad_dist.stream.blockcache import BlockCache
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.reader import BadSample, SampleReader
 from fmad_dist.stream.shards import ReadOptions
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from fmad_dist.errors import UserError
-from fmad_dist.stream.manifest import MANIFEST_NAME, load_dataset, load_manifest
+from fmad_dist.stream.dataset import load_dataset
+from fmad_dist.stream.manifest import MANIFEST_NAME, load_manifest
 
 
 def edit(folder: Path, **changes: object) -> None:

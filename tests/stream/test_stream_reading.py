@@ -13,7 +13,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
 from fmad_dist.stream import batches as batches_module
 from fmad_dist.stream.batches import Batch, Failure, Request, StreamDataset, stream_batches
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
 from fmad_dist.stream.reader import SampleReader

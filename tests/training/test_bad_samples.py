@@ -10,7 +10,7 @@ import torch
 from fmad_dist.errors import UserError
 from fmad_dist.evaluation.evaluator import evaluate_share
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import load_dataset
+from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.tracking.record import RunRecord
