@@ -1,6 +1,6 @@
 """Grids of scores from a trained flow, several ways to read each, and references without any training."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,20 +10,21 @@ from fmad_dist.networks.dit import DiT
 from fmad_dist.scoring.deviation import gaussian, places
 
 BATCH = 64
+WAYS = ("endpoint", "inversion3", "residual0.7", "residual0.85")
 
 
-def vectors(network: DiT, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
+def vectors(network: DiT, x: Tensor, ways: Sequence[str] = WAYS, seed: int = 0) -> dict[str, Tensor]:
     """What each way of scoring looks at, float16 [N, C, G, G]: its squares are the score of the literature."""
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {way: [] for way in ways}
     generator = torch.Generator(x.device).manual_seed(seed)
     for part in x.split(BATCH):
-        for name, value in _vectors(network, part.float(), generator):
-            found.setdefault(name, []).append(value.half())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        for way in ways:
+            found[way].append(_vectors(network, part.float(), way, generator).half())
+    return {way: torch.cat(parts) for way, parts in found.items()}
 
 
 @torch.inference_mode()
-def _vectors(network: DiT, x: Tensor, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+def _vectors(network: DiT, x: Tensor, way: str, generator: torch.Generator) -> Tensor:
     def field(point: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(point.device.type, torch.bfloat16, enabled=point.device.type == "cuda"):
             return network(point, t).float()
@@ -31,15 +32,17 @@ def _vectors(network: DiT, x: Tensor, generator: torch.Generator) -> Iterator[tu
     def at(time: float) -> Tensor:
         return torch.full((len(x),), time, device=x.device)
 
-    yield "endpoint", x - field(x, at(1.0))
-    yield "inversion3", integrate(field, x, 1.0, 0.0, 3)
-    for tau in (0.7, 0.85):
-        total = torch.zeros_like(x)
-        for _ in range(4):
-            noise = torch.randn(x.shape, generator=generator, device=x.device)
-            mixed = tau * x + (1 - tau) * noise
-            total += x - (mixed + (1 - tau) * field(mixed, at(tau)))  # against the expected image
-        yield f"residual{tau:g}", total / 4
+    if way == "endpoint":
+        return x - field(x, at(1.0))
+    if way == "inversion3":
+        return integrate(field, x, 1.0, 0.0, 3)
+    tau = float(way.removeprefix("residual"))
+    total = torch.zeros_like(x)
+    for _ in range(4):
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        mixed = tau * x + (1 - tau) * noise
+        total += x - (mixed + (1 - tau) * field(mixed, at(tau)))  # against the expected image
+    return total / 4
 
 
 def squares(v: Tensor) -> Tensor:

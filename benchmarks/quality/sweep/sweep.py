@@ -71,19 +71,14 @@ def work(data: Data, queue, out: Path, end: float) -> None:
         print(summary(line), flush=True)
 
 
-class Bench:
-    """Data on the device; features are kept by their settings."""
+class Features:
+    """Whitened float16 features by split, and the channels of each tap; kept by their settings."""
 
     def __init__(self, data: Data, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.known: dict[tuple, dict[str, Tensor]] = {}
-        self.classes = {name: split.classes.to(device) for name, split in vars(data).items()}
-        self.truths = {
-            name: truths(s.masks[:, ::2, ::2], s.classes, device) for name, s in vars(data).items() if name != "train"
-        }
+        self.known: dict[tuple, tuple[dict[str, Tensor], tuple[int, ...]]] = {}
 
-    def features(self, trial: Trial) -> dict[str, Tensor]:
-        """Whitened float16 features by split."""
+    def __call__(self, trial: Trial) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         key = (trial.backbone, trial.taps, trial.grid, trial.average, trial.whitening)
         if key not in self.known:
             spec = FeatureSpec(trial.backbone, trial.taps, trial.grid, 256)
@@ -96,18 +91,30 @@ class Bench:
                 raw = {
                     name: F.avg_pool2d(F.pad(x.float(), (1,) * 4, "replicate"), 3, 1).half() for name, x in raw.items()
                 }
-            self.known[key] = whitened(raw, trial, backbone.tap_channels)
+            self.known[key] = whitened(raw, trial, backbone.tap_channels), backbone.tap_channels
         return self.known[key]
+
+
+class Bench:
+    """Data and features on the device, and measures of trials."""
+
+    def __init__(self, data: Data, device: torch.device) -> None:
+        self.data, self.device = data, device
+        self.features = Features(data, device)
+        self.classes = {name: split.classes.to(device) for name, split in vars(data).items()}
+        self.truths = {
+            name: truths(s.masks[:, ::2, ::2], s.classes, device) for name, s in vars(data).items() if name != "train"
+        }
 
     def run(self, trial: Trial) -> dict:
         begin = time.time()
-        x = self.features(trial)
+        x, tap_channels = self.features(trial)
         ready = time.time()
         found: dict[str, dict] = {}
         if trial.steps <= 2 and trial.name.startswith("bank"):
             self.references(trial, x, found)
             return {"trial": asdict(trial), "seconds": [ready - begin, 0, time.time() - ready], "found": found}
-        network = train(trial, x["train"], self.classes["train"])
+        network = train(trial, x["train"], self.classes["train"], tap_channels)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         trained = time.time()
