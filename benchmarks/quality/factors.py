@@ -144,11 +144,11 @@ def readings(data: Data, network: DiT, x: dict[str, Tensor], ways: tuple[str, ..
 
 
 def table(lines: list[dict]) -> str:
-    """Means over the seeds, with the deviation of one seed from another."""
+    """Means over the seeds, with the deviation of the image AUROC from seed to seed."""
     rows = ["| what | seeds | synthetic: image / pixel AUROC / AUPRO | test |", "|---|---:|---|---|"]
     names = dict.fromkeys((line["trial"]["name"], way) for line in lines for way in line["read by"])
     for name, way in names:
-        own = [line["read by"][way] for line in lines if line["trial"]["name"] == name]
+        own = [line["read by"][way] for line in lines if line["trial"]["name"] == name and way in line["read by"]]
         title = name if way == INVERSION else f"{name}, {way}"
         rows.append(f"| {title} | {len(own)} | {' | '.join(over_seeds(own, split) for split in SPLITS)} |")
     return "\n".join(rows)
@@ -156,8 +156,8 @@ def table(lines: list[dict]) -> str:
 
 def over_seeds(found: list[dict], split: str) -> str:
     values = [[mean(one[split][measure]) for one in found] for measure in MEASURES]
-    spread = f" (+- {stdev(values[0]):.4f})" if len(found) > 1 else ""
-    return " / ".join(f"{mean(one):.4f}" for one in values) + spread
+    spread = f" (± {stdev(values[0]):.4f})" if len(found) > 1 else ""
+    return " / ".join(f"{mean(one):.3f}" for one in values) + spread
 
 
 def cells(found: dict) -> str:
