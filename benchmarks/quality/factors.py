@@ -48,7 +48,7 @@ FACTORS = [
     replace(BASE, name="logit-normal times", time_mean=0.0),
     replace(BASE, name="learned skip", skip="learned"),
     replace(BASE, name="flips", flips=True),
-    replace(BASE, name="batch 32, as many images", batch=32, steps=250),
+    replace(BASE, name="batch 32 for 250 steps", batch=32, steps=250),
     replace(BASE, name="weight decay .05", weight_decay=0.05),
 ]
 INVERSION = "inversion3"
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of these results and do nothing else")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
+        print(table(lines_of(arguments.table)))
         return
     if arguments.data is None:
         parser.error("--data is needed: the folder of the five categories")
@@ -76,13 +76,17 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    known = {(line["trial"]["name"], line["trial"]["seed"]) for line in lines_of(arguments.out)}
-    trials = [replace(trial, seed=seed) for seed in range(arguments.seeds) for trial in chosen(arguments.only)]
+    done = {identity(line["trial"]) for line in lines_of(arguments.out)} if arguments.out.exists() else set()
+    trials = [
+        replace(trial, seed=seed, steps=max(2, round(trial.steps * arguments.steps)))
+        for seed in range(arguments.seeds)
+        for trial in chosen(arguments.only)
+    ]
     context = get_context("spawn")
     queue = context.Queue()
     for trial in trials:
-        if (trial.name, trial.seed) not in known:
-            queue.put(replace(trial, steps=max(2, round(trial.steps * arguments.steps))))
+        if identity(asdict(trial)) not in done:
+            queue.put(trial)
     for _ in range(arguments.workers):
         queue.put(None)
     data = load(arguments.data, arguments.workers)
@@ -95,17 +99,22 @@ def run(arguments: argparse.Namespace) -> None:
         raise SystemExit("a worker failed; its error is above")
 
 
+def identity(trial: dict) -> tuple[str, int, int]:
+    """With the steps, so that a rehearsal is not taken for a run."""
+    return trial["name"], trial["seed"], trial["steps"]
+
+
 def chosen(names: str | None) -> list[Trial]:
-    known = {trial.name: trial for trial in FACTORS}
-    wanted = names.split(",") if names else list(known)
-    unknown = [name for name in wanted if name not in known]
+    by_name = {trial.name: trial for trial in FACTORS}
+    wanted = names.split(",") if names else list(by_name)
+    unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise SystemExit(f"--only: no factor {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in wanted]
+        raise SystemExit(f"--only: no factor {', '.join(unknown)}; there are {', '.join(by_name)}")
+    return [by_name[name] for name in wanted]
 
 
 def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def work(data: Data, queue, out: Path) -> None:
@@ -113,8 +122,8 @@ def work(data: Data, queue, out: Path) -> None:
     features = Features(data, torch.device("cpu"))
     known = {name: truths_of(getattr(data, name)) for name in ("synthetic", "test")}
     while (trial := queue.get()) is not None:
-        begin = time.time()
         x, tap_channels = features(trial)
+        begin = time.time()
         network = train(trial, x["train"], data.train.classes, tap_channels)
         seconds = [time.time() - begin]
         ways = WAYS if (trial.name, trial.seed) == (BASE.name, 0) else (INVERSION,)
@@ -133,13 +142,13 @@ def readings(data: Data, network: DiT, x: dict[str, Tensor], ways: tuple[str, ..
     """Distances from the nearest kept vectors of the class, of each way alone and of all together."""
     seen = {name: vectors(network, part, ways) for name, part in x.items()}
     classes = data.train.classes, torch.cat([data.synthetic.classes, data.test.classes])
-    scaled = []
+    found = {}
     for way in ways:
         others = torch.cat([seen["synthetic"][way], seen["test"][way]])
-        found = distances(whitened(Sets(seen["train"][way], others, *classes)), side=1)
-        scaled.append(standardised(found, locations=False))
-        yield way, found
+        found[way] = distances(whitened(Sets(seen["train"][way], others, *classes)), side=1)
+        yield way, found[way]
     if len(ways) > 1:
+        scaled = [standardised(sets, locations=False) for sets in found.values()]
         yield "+".join(ways), scaled[0].of(sum(one.train for one in scaled), sum(one.others for one in scaled))
 
 
