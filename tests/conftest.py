@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent / "services"))
 
 import pytest
+from absent_gpu import absent_gpu  # noqa: F401  # a fixture for all tests
 from browsers import chromium  # noqa: F401  # a fixture for all tests
 from hypothesis import settings
 from small_parts import SIDE, MakeDetector, build_dataset, build_detector
