@@ -28,7 +28,7 @@ from fmad_dist.features.whitening import Whitening
 from fmad_dist.flow.fields import Field
 from fmad_dist.flow.noise import content_keys
 from fmad_dist.flow.paths import PATHS
-from fmad_dist.networks.build import build_network
+from fmad_dist.networks.build import build_network, compile_network
 from fmad_dist.scoring.build import Trained, build_scorer, check_draws
 from fmad_dist.scoring.calibration import (
     Calibration,
@@ -129,9 +129,12 @@ class Detector(nn.Module):
         thresholds = decision_thresholds(midpoints, margins, self.sensitivity)
         return Detections(scores, maps, classes, thresholds, midpoints, margins)
 
-    def place(self, device: torch.device) -> "Detector":
-        """Move to a device and let the backbone run as many images at a time as suit it."""
+    def place(self, device: torch.device, compiled: bool = False) -> "Detector":
+        """Move to a device and let the backbone run as many images at a time as suit it; the network compiles at its
+        first batch, if it shall, which takes up to a minute."""
         self.backbone.chunk = chunk_for(device)
+        if compiled:
+            compile_network(self.network, dynamic=True)
         return self.to(device)
 
     def with_scorer(self, scorer: ScorerConfig) -> "Detector":

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--tiff", metavar="URL", help="folder for all maps as TIFF at the size of the images")
     parser.add_argument("--protocol", help="evaluate by another named protocol than the model's own")
     parser.add_argument("--overwrite", action="store_true", help="replace another evaluation in --out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network, for a GPU")
     parser.add_argument("overrides", nargs="*", metavar="scorer.key=value", help="score with other settings")
     arguments = parser.parse_args()
     with ending_well():
@@ -43,6 +44,7 @@ def main() -> None:
             tiff=arguments.tiff,
             protocol=arguments.protocol,
             overwrite=arguments.overwrite,
+            compiled=arguments.compile,
         )
         run_evaluation(options, World.from_environment())
 

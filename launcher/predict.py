@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--pictures", default="all", choices=("all", "anomalous", "none"))
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images before it is an error")
     parser.add_argument("--overwrite", action="store_true", help="remove another prediction in --out")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network, for a GPU")
     arguments = parser.parse_args()
     with ending_well():
         from fmad_dist.prediction.pictures import Pictures
@@ -34,6 +35,7 @@ def main() -> None:
             pictures=Pictures(arguments.pictures),
             max_bad=arguments.max_bad,
             overwrite=arguments.overwrite,
+            compiled=arguments.compile,
         )
         run_prediction(arguments.model, options, World.from_environment())
 

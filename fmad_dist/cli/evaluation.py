@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fmad_dist.cli.options import (
+    CompileOption,
     GpuOption,
     GpusOption,
     MfuOption,
@@ -43,6 +44,7 @@ def evaluate(
         str | None, typer.Option(help="Evaluate as others do, to compare with their numbers: ader, dinomaly, flowad.")
     ] = None,
     overwrite: OverwriteOption = False,
+    compiled: CompileOption = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score every test image exactly once and write metrics and a report.
@@ -69,7 +71,7 @@ def evaluate(
     arguments += ["--save-every", str(save_every)]
     arguments += [word for name, url in (("--maps", maps), ("--tiff", tiff)) if url for word in (name, url)]
     arguments += [] if protocol is None else ["--protocol", protocol]
-    arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--overwrite"] * overwrite + ["--compile"] * compiled
     arguments += [word for url in manifest for word in ("--manifest", url)] + (overrides or [])
     launch("evaluate.py", arguments, processes or default_processes())
     print_summary(out)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fmad_dist.cli.options import ModelOption, Processes, TrackingUri
+from fmad_dist.cli.options import CompileOption, ModelOption, Processes, TrackingUri
 from fmad_dist.errors import UserError
 
 
@@ -22,6 +22,7 @@ def predict(
     pictures: Annotated[str, typer.Option(help="Whose heat maps and overlays to write: all, anomalous, none.")] = "all",
     max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Unreadable images before it is an error.")] = 100,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove another prediction that is in --out.")] = False,
+    compiled: CompileOption = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Score unlabelled images: a table with decisions, heat maps and overlays.
@@ -46,12 +47,12 @@ def predict(
     if count == 1:
         from fmad_dist.prediction.run import PredictionOptions, run_prediction
 
-        options = PredictionOptions(source, out, name, sensitivity, Pictures(pictures), max_bad, overwrite)
+        options = PredictionOptions(source, out, name, sensitivity, Pictures(pictures), max_bad, overwrite, compiled)
         run_prediction(str(folder), options, World())
     else:
         arguments = ["--model", str(folder), "--name", name, "--out", out, "--pictures", pictures]
         arguments += ["--sensitivity", str(sensitivity), "--max-bad", str(max_bad)]
-        arguments += ["--overwrite"] if overwrite else []
+        arguments += ["--overwrite"] * overwrite + ["--compile"] * compiled
         arguments += [word for url in source for word in ("--source", url)]
         launch("predict.py", arguments, count)
     summary = summarise(read_parquet(Store(out).read(TABLE_NAME)))

@@ -23,6 +23,10 @@ WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Reader pro
 SaveEveryOption = Annotated[
     float, typer.Option("--save-every", min=0.0, help="Seconds after which scored images are kept.")
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option("--compile", help="torch.compile the network: for many images or costly scorers, on a GPU."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace another one that is in --out.")]
 Processes = Annotated[int, typer.Option("--processes", min=0, help="Local processes; 0 = one per GPU, or 2 on a CPU.")]
 TrackingUri = Annotated[

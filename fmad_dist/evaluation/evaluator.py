@@ -87,6 +87,7 @@ def evaluate_share(
     partial: PartialStates | None = None,
     files: MapFiles | None = None,
     watch: Stopwatch | None = None,
+    compiled: bool = False,
 ) -> EvaluationState:
     """The state of this rank's share of the test split without the sample ids that are `done`; `partial` keeps it
     for the case that the evaluation is killed, `files` are the maps that are written beside, `watch` notes where the
@@ -98,7 +99,7 @@ def evaluate_share(
     if device.type == "cpu":
         torch.set_num_threads(1)
     state = EvaluationState(detector.spec.protocol)
-    detector.place(device)
+    detector.place(device, compiled)
     watch = watch or Stopwatch(device)
     for batch in watch.reading(own_test_batches(detector, mixture, world, workers, "evaluate", done)):
         with watch.phase("features"):

@@ -49,6 +49,7 @@ class EvaluationOptions:
     tiff: str | None = None  # the same as a tree of TIFFs
     protocol: str | None = None  # name of another protocol than the detector's
     overwrite: bool = False  # another evaluation in `out` may be replaced
+    compiled: bool = False  # the network, for speed on a GPU
 
 
 def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
@@ -80,7 +81,9 @@ def run_evaluation(options: EvaluationOptions, world: World) -> Results | None:
     if done and world.is_main:
         print(f"{len(done)} images were scored before; going on with the others", flush=True)
     watch = Stopwatch(world.device)
-    state = evaluate_share(detector, mixture, world, world.device, options.workers, done, partial, files, watch)
+    state = evaluate_share(
+        detector, mixture, world, world.device, options.workers, done, partial, files, watch, options.compiled
+    )
     shares = gather_objects(watch.stop())
     parts = gather_bytes(state.to_bytes(), world)
     if parts is None:

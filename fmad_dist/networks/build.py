@@ -1,8 +1,13 @@
 """A network by its configuration or by the specification stored with its weights."""
 
+import os
+import shutil
+
+import torch
 from torch import nn
 
 from fmad_dist.config import ModelConfig
+from fmad_dist.errors import UserError
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
 from fmad_dist.networks.unet import UNet, UNetSpec
 
@@ -22,8 +27,18 @@ def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
 
 
 def compile_network(network: nn.Module, dynamic: bool = False) -> None:
-    """Compile in place; `dynamic` for batches of any size. Of a DiT one block is compiled, which serves all: the whole
-    takes the compiler as many times longer as it is deep."""
+    """Compile in place, at the first batch; `dynamic` for batches of any size. Of a DiT one block is compiled, which
+    serves all: the whole takes the compiler as many times longer as it is deep.
+
+    Raises:
+        UserError: torch's compiler would not find the one that it needs itself, and fail at that batch.
+    """
+    variable, names = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++",))
+    if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else names)):
+        raise UserError(
+            f"torch.compile needs a compiler and finds none: install {names[0]}, let {variable} name another one, or "
+            "do without (train.compile=off; no --compile)."
+        )
     for part in network.blocks if isinstance(network, DiT) else [network]:
         part.compile(dynamic=dynamic)
 

@@ -56,6 +56,7 @@ class PredictionOptions:
     pictures: Pictures = Pictures.ALL
     max_bad: int = MAX_BAD
     overwrite: bool = False
+    compiled: bool = False  # the network, for speed on a GPU
 
 
 def run_prediction(model: str, options: PredictionOptions, world: World) -> PredictionSummary | None:
@@ -76,7 +77,7 @@ def predict(detector: Detector, options: PredictionOptions, world: World) -> Pre
     """The same with a loaded detector, among processes that have met."""
     if world.device.type == "cpu":
         torch.set_num_threads(1)
-    detector.place(world.device)
+    detector.place(world.device, options.compiled)
     if options.sensitivity != AS_CALIBRATED:
         detector = detector.with_sensitivity(options.sensitivity)
     items: list[Item] = broadcast_object(_find(options, detector.image_size) if world.is_main else None, 0)

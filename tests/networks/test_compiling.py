@@ -4,21 +4,33 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from test_dit import SPEC, inputs, randomised
 
+from fmad_dist.errors import UserError
 from fmad_dist.networks.build import compile_network
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
-]
+
+def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first batch, by a traceback."""
+    monkeypatch.setenv("PATH", "")
+    variable = "CC" if torch.cuda.is_available() else "CXX"
+    monkeypatch.delenv(variable, raising=False)
+    network = randomised(SPEC)
+    with pytest.raises(UserError, match="needs a compiler and finds none: install g"):
+        compile_network(network)
+    monkeypatch.setenv(variable, "/nowhere/cc")
+    with pytest.raises(UserError, match=f"let {variable} name another one"):
+        compile_network(network)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_network_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._functorch.config
     from torch._dynamo.utils import counters
+    from torch._functorch import config as functorch
 
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)  # for the second walk through a graph
+    monkeypatch.setattr(functorch, "donated_buffer", False)  # for the second walk through a graph
 
     spec = replace(SPEC, depth=4)
     plain, compiled = randomised(spec), randomised(spec)

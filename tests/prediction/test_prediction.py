@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,23 @@ def test_every_image_gets_a_row(tiny_detector: Detector, source: Path, tmp_path:
         assert row["error"] == ""
     assert summary.num_images == 12
     assert summary.num_anomalous == sum(row["decision"] == "anomalous" for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_finds_the_same(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    summary = predict(tiny_detector, source, tmp_path / "plain")
+    counters.clear()
+    assert predict(tiny_detector, source, tmp_path / "compiled", compiled=True) == summary
+    assert counters["stats"]["unique_graphs"] == len(tiny_detector.network.blocks)
+    for row, wanted in zip(rows_of(tmp_path / "compiled"), rows_of(tmp_path / "plain"), strict=True):
+        for name in ("score", "normalised", "threshold"):
+            found, expected = row.pop(name), wanted.pop(name)
+            assert (found is None) == (expected is None)
+            assert found is None or found == pytest.approx(expected, rel=1e-4)
+        assert row == wanted
 
 
 def test_the_csv_says_the_same(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
