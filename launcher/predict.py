@@ -17,6 +17,9 @@ def main() -> None:
     parser.add_argument("--source", required=True, action="append", help="folder, tar or converted dataset; repeatable")
     parser.add_argument("--out", required=True, help="folder for the table and pictures, which all nodes share")
     parser.add_argument("--sensitivity", type=float, default=0.5, help="0 to 1, 0.5 = as calibrated")
+    parser.add_argument(
+        "--threshold", default="class", choices=("class", "global"), help="of the inferred class, or one"
+    )
     parser.add_argument("--pictures", default="all", choices=("all", "anomalous", "none"))
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images before it is an error")
     parser.add_argument("--overwrite", action="store_true", help="remove another prediction in --out")
@@ -32,6 +35,7 @@ def main() -> None:
             out=arguments.out,
             name=arguments.name or named_version(arguments.model),
             sensitivity=arguments.sensitivity,
+            threshold=arguments.threshold,
             pictures=Pictures(arguments.pictures),
             max_bad=arguments.max_bad,
             overwrite=arguments.overwrite,

@@ -19,6 +19,9 @@ def predict(
     sensitivity: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Higher finds more and errs more; 0.5 = as calibrated.")
     ] = 0.5,
+    threshold: Annotated[
+        str, typer.Option(help="class: that of the inferred class; global: one for all, for products of no class.")
+    ] = "class",
     pictures: Annotated[str, typer.Option(help="Whose heat maps and overlays to write: all, anomalous, none.")] = "all",
     max_bad: Annotated[int, typer.Option("--max-bad", min=0, help="Unreadable images before it is an error.")] = 100,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove another prediction that is in --out.")] = False,
@@ -35,11 +38,13 @@ def predict(
     from fmad_dist.prediction.pictures import Pictures
     from fmad_dist.prediction.table import TABLE_NAME, read_parquet, summarise
     from fmad_dist.registry.versions import named_version, use_registry
+    from fmad_dist.scoring.calibration import threshold_name
     from fmad_dist.storage import Store
     from fmad_dist.world import World
 
     if pictures not in list(Pictures):
         raise UserError(f"--pictures {pictures!r}: give {', '.join(Pictures)}.")
+    limits = threshold_name(threshold)
     use_registry(tracking_uri)
     folder = locate_detector(model)
     read_spec(folder)
@@ -47,11 +52,12 @@ def predict(
     if count == 1:
         from fmad_dist.prediction.run import PredictionOptions, run_prediction
 
-        options = PredictionOptions(source, out, name, sensitivity, Pictures(pictures), max_bad, overwrite, compiled)
+        given = (sensitivity, limits, Pictures(pictures), max_bad, overwrite, compiled)
+        options = PredictionOptions(source, out, name, *given)
         run_prediction(str(folder), options, World())
     else:
         arguments = ["--model", str(folder), "--name", name, "--out", out, "--pictures", pictures]
-        arguments += ["--sensitivity", str(sensitivity), "--max-bad", str(max_bad)]
+        arguments += ["--sensitivity", str(sensitivity), "--threshold", limits, "--max-bad", str(max_bad)]
         arguments += ["--overwrite"] * overwrite + ["--compile"] * compiled
         arguments += [word for url in source for word in ("--source", url)]
         launch("predict.py", arguments, count)

@@ -34,6 +34,7 @@ from fmad_dist.prediction.table import (
     table_of,
 )
 from fmad_dist.progress import Progress
+from fmad_dist.scoring.calibration import ThresholdName
 from fmad_dist.shares import LONGEST_WAIT, in_shards
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import key_of
@@ -53,6 +54,7 @@ class PredictionOptions:
     out: str
     name: str = ""
     sensitivity: float = AS_CALIBRATED
+    threshold: ThresholdName = "class"  # of the inferred class, or one for all: for products of no class
     pictures: Pictures = Pictures.ALL
     max_bad: int = MAX_BAD
     overwrite: bool = False
@@ -78,6 +80,8 @@ def predict(detector: Detector, options: PredictionOptions, world: World) -> Pre
     if world.device.type == "cpu":
         torch.set_num_threads(1)
     detector.place(world.device, options.compiled)
+    if options.threshold != "class":
+        detector = detector.with_threshold(options.threshold)
     if options.sensitivity != AS_CALIBRATED:
         detector = detector.with_sensitivity(options.sensitivity)
     items: list[Item] = broadcast_object(_find(options, detector.image_size) if world.is_main else None, 0)
@@ -131,6 +135,7 @@ def _identity(
     facts = {
         "weights": detector.spec.weights_sha256[:12],
         "sensitivity": f"{options.sensitivity:g}",
+        "threshold": options.threshold,
         "images": f"{len(items)} ({listing.hexdigest()[:12]})",
         "pictures": options.pictures.value,
     }

@@ -6,7 +6,7 @@ An image's class is not asked for: it is inferred as the class whose mean featur
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from fmad_dist.errors import UserError
 from fmad_dist.scoring.fusion import PartStatistics
 
 ThresholdName = Literal["class", "global"]
+
+
+def threshold_name(text: str) -> ThresholdName:
+    """Raises:
+    UserError: there is no threshold of that name.
+    """
+    for name in get_args(ThresholdName):
+        if text == name:
+            return name
+    raise UserError(f"threshold {text!r}: choose class or global.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from fmad_dist.detector import Detections, Detector
 from fmad_dist.errors import UserError
 from fmad_dist.images import level_png, open_image, square_rgb
-from fmad_dist.scoring.calibration import ThresholdName
+from fmad_dist.scoring.calibration import ThresholdName, threshold_name
 from fmad_dist.serving.sources import Sources
 
 BATCH = 8
@@ -28,8 +28,7 @@ class Wishes:
     maps: bool = False
 
     def __post_init__(self) -> None:
-        if self.threshold not in ("class", "global"):
-            raise UserError(f"threshold {self.threshold!r}: choose class or global.")
+        threshold_name(self.threshold)
 
 
 class Service:

@@ -127,6 +127,24 @@ def test_sensitivity_moves_decisions_and_nothing_else(tiny_detector: Detector, s
         predict(tiny_detector, source, tmp_path / "calibrated", sensitivity=1.0 - between)
 
 
+def test_one_threshold_for_all_classes(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
+    predict(tiny_detector, source, tmp_path / "own")
+    predict(tiny_detector, source, tmp_path / "one", threshold="global", sensitivity=0.4)
+    found = tiny_detector.with_threshold("global").with_sensitivity(0.4)
+    for row, own in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "own"), strict=True):
+        assert row["score"] == own["score"]
+        if row["error"] == "":
+            assert row["threshold"] == pytest.approx(limit_of(found)) != own["threshold"]
+            assert row["decision"] == ("anomalous" if row["score"] > row["threshold"] else "normal")
+    with pytest.raises(UserError, match="holds a prediction with threshold class instead of global"):
+        predict(tiny_detector, source, tmp_path / "own", threshold="global")
+
+
+def limit_of(detector: Detector) -> float:
+    """The threshold that every image has."""
+    return float(detector(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)).thresholds)
+
+
 def test_every_image_unreadable_is_still_an_answer(tiny_detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.png").write_bytes(b"")
