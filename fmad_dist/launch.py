@@ -101,8 +101,7 @@ def exit_with(error: UserError) -> None:
     """End this process after saying the sentence: to the parent if it listens, else to the terminal."""
     if not leave_message(str(error), error.exit_code):
         sys.stderr.write(f"{prefix(error)}: {error}\n")
-    sys.stderr.flush()
-    sys.exit(_own_code(error.exit_code))
+    end_process(_own_code(error.exit_code))  # a thread of a library, left to itself, may abort what ends otherwise
 
 
 def _own_code(code: int) -> int:

@@ -160,7 +160,7 @@ class DiesAfter(Detector):
         torch.nn.Module.__init__(self)
         self.inner, self.spec, self.left = detector, detector.spec, num_batches
 
-    def place(self, device: torch.device) -> Detector:
+    def place(self, device: torch.device, compiled: bool = False) -> Detector:
         return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
