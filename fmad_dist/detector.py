@@ -134,7 +134,7 @@ class Detector(nn.Module):
         first batch, if it shall, which takes up to a minute."""
         self.backbone.chunk = chunk_for(device)
         if compiled:
-            compile_network(self.network, dynamic=True)
+            compile_network(self.network, scoring=True)
         return self.to(device)
 
     def with_scorer(self, scorer: ScorerConfig) -> "Detector":

@@ -143,7 +143,7 @@ def ending_well() -> Iterator[None]:
         path = _message_path()
         if path is None or not path.exists():
             raise
-        sys.exit(_own_code(json.loads(path.read_text())["code"]))
+        end_process(_own_code(json.loads(path.read_text())["code"]))
     end_process(0)
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for the table and pictures, which all nodes share")
     parser.add_argument("--sensitivity", type=float, default=0.5, help="0 to 1, 0.5 = as calibrated")
     parser.add_argument(
-        "--threshold", default="class", choices=("class", "global"), help="of the inferred class, or one"
+        "--threshold", default="class", choices=("class", "global"), help="of the class, or one for all"
     )
     parser.add_argument("--pictures", default="all", choices=("all", "anomalous", "none"))
     parser.add_argument("--max-bad", type=int, default=100, help="unreadable images before it is an error")

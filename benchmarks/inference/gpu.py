@@ -25,7 +25,6 @@ from fmad_dist.config import FeatureConfig
 from fmad_dist.detector import Detector
 from fmad_dist.detector_files import DetectorSpec
 from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.networks.build import compile_network
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiTSpec
 from fmad_dist.training.accelerators import find_accelerator
@@ -66,10 +65,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[Row] = []
     for preset, compiled in itertools.product(options.presets, (False, True)):
-        detector = build(preset, options.precision).place(device)
-        if compiled:
-            torch._functorch.config.donated_buffer = False  # density walks backwards through one graph several times
-            compile_network(detector.network, dynamic=True)
+        detector = build(preset, options.precision).place(device, compiled)
         for text in options.scorers:
             for batch in SCORERS[text]:
                 try:

@@ -44,7 +44,7 @@ def predict(
 
     if pictures not in list(Pictures):
         raise UserError(f"--pictures {pictures!r}: give {', '.join(Pictures)}.")
-    limits = threshold_name(threshold)
+    chosen = threshold_name(threshold)
     use_registry(tracking_uri)
     folder = locate_detector(model)
     read_spec(folder)
@@ -52,12 +52,12 @@ def predict(
     if count == 1:
         from fmad_dist.prediction.run import PredictionOptions, run_prediction
 
-        given = (sensitivity, limits, Pictures(pictures), max_bad, overwrite, compiled)
+        given = (sensitivity, chosen, Pictures(pictures), max_bad, overwrite, compiled)
         options = PredictionOptions(source, out, name, *given)
         run_prediction(str(folder), options, World())
     else:
         arguments = ["--model", str(folder), "--name", name, "--out", out, "--pictures", pictures]
-        arguments += ["--sensitivity", str(sensitivity), "--threshold", limits, "--max-bad", str(max_bad)]
+        arguments += ["--sensitivity", str(sensitivity), "--threshold", chosen, "--max-bad", str(max_bad)]
         arguments += ["--overwrite"] * overwrite + ["--compile"] * compiled
         arguments += [word for url in source for word in ("--source", url)]
         launch("predict.py", arguments, count)

@@ -26,9 +26,10 @@ def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
     return UNet(spec, checkpointing) if isinstance(spec, UNetSpec) else DiT(spec, checkpointing)
 
 
-def compile_network(network: nn.Module, dynamic: bool = False) -> None:
-    """Compile in place, at the first batch; `dynamic` for batches of any size. Of a DiT one block is compiled, which
-    serves all: the whole takes the compiler as many times longer as it is deep.
+def compile_network(network: nn.Module, scoring: bool = False) -> None:
+    """Compile in place, at the first batch. Of a DiT one block is compiled, which serves all: the whole takes the
+    compiler as many times longer as it is deep. For `scoring` batches may have any size, and whoever walks backwards
+    may do so several times through one graph, as density does; training does neither.
 
     Raises:
         UserError: torch's compiler would not find the one that it needs itself, and fail at that batch.
@@ -39,8 +40,12 @@ def compile_network(network: nn.Module, dynamic: bool = False) -> None:
             f"torch.compile needs a compiler and finds none: install {names[0]}, let {variable} name another one, or "
             "do without (train.compile=off; no --compile)."
         )
+    if scoring:
+        from torch._functorch import config as functorch
+
+        functorch.donated_buffer = False
     for part in network.blocks if isinstance(network, DiT) else [network]:
-        part.compile(dynamic=dynamic)
+        part.compile(dynamic=scoring)
 
 
 def describe_network(spec: NetworkSpec) -> str:

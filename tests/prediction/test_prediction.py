@@ -18,6 +18,7 @@ from fmad_dist.errors import UserError
 from fmad_dist.images import square_rgb
 from fmad_dist.prediction.pictures import COLD, Pictures, overlay
 from fmad_dist.prediction.table import SCHEMA
+from fmad_dist.scoring.config import DensityConfig, InversionConfig, ScorerConfig
 from fmad_dist.storage import Store
 
 
@@ -46,13 +47,17 @@ def test_every_image_gets_a_row(tiny_detector: Detector, source: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_network_finds_the_same(tiny_detector: Detector, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scorer", [InversionConfig(), DensityConfig(steps=2, probes=3)], ids=["inversion", "density"])
+def test_a_compiled_network_finds_the_same(
+    make_detector: Callable[..., Detector], source: Path, tmp_path: Path, scorer: ScorerConfig
+) -> None:
     from torch._dynamo.utils import counters
 
-    summary = predict(tiny_detector, source, tmp_path / "plain")
+    detector = make_detector((1.0, 2.0), scorer=scorer)
+    summary = predict(detector, source, tmp_path / "plain")
     counters.clear()
-    assert predict(tiny_detector, source, tmp_path / "compiled", compiled=True) == summary
-    assert counters["stats"]["unique_graphs"] == len(tiny_detector.network.blocks)
+    assert predict(detector, source, tmp_path / "compiled", compiled=True) == summary
+    assert counters["stats"]["unique_graphs"] == len(detector.network.blocks)
     for row, wanted in zip(rows_of(tmp_path / "compiled"), rows_of(tmp_path / "plain"), strict=True):
         for name in ("score", "normalised", "threshold"):
             found, expected = row.pop(name), wanted.pop(name)
