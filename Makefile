@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt fmad_dist/__init__.py # has the version
 	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
 	@UV="$$(command -v uv || echo $(PYTHON) -m uv)"; \
 	  $$UV venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 test: lint
@@ -25,7 +26,7 @@ test: lint
 
 # `make demo` makes its own data; `make demo DATA=/path/to/mvtec_ad` takes a real tree in the MVTec AD layout.
 demo: install
-	$(BIN)/fmad demo $(if $(DATA),--data $(DATA))
+	$(BIN)/fmad demo $(if $(DATA),--source $(DATA))
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,6 +1,5 @@
 """Writes the demo dataset: an MVTec-style tree of rendered products, the same bytes on every run, no download."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from data_tools.demo.brick import BRICK
 from data_tools.demo.fabric import FABRIC
 from data_tools.demo.gear import GEAR
 from data_tools.demo.plate import PLATE
-from data_tools.demo.product import Product, flaw_mask, photograph, shows
-from data_tools.rendition import png_bytes
-from fmad_dist.errors import UserError, first_line
-from fmad_dist.storage import TEMPORARY_PREFIX
+from data_tools.demo.product import Product, defect_mask, is_visible, photograph
+from fmad_dist.base.errors import UserError
+from fmad_dist.images.codec import png
+from fmad_dist.storage.scratch import published_folder
 
 PRODUCTS: tuple[Product, ...] = (BLISTER, BRICK, FABRIC, GEAR, PLATE)
 NUM_TRAIN, NUM_TEST_GOOD, NUM_TEST_DEFECT = 44, 13, 18
@@ -32,22 +31,14 @@ def make_demo_tree(out: Path, *, seed: int = 0, size: int = 256) -> None:
     """Write `<out>/<class>/{train,test,ground_truth}/...` for every product, images of `size` x `size` pixels.
 
     Defects get exact masks: every pixel that differs from a photograph of the same specimen without the defect. The
-    tree appears at `out` when it is complete, so a folder that exists is a whole one.
+    tree appears at `out` when it is complete, so a folder that exists is complete.
 
     Raises:
         UserError: `out` holds something already, or cannot be written.
     """
-    unfinished = out.parent / f"{TEMPORARY_PREFIX}{out.name}"
-    try:
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: is not empty; give a new folder for the demo images.")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda product: _write_product(unfinished / product.name, product, seed, size), PRODUCTS))
-        (unfinished / "SOURCE.txt").write_text(_SOURCE_NOTE.format(seed=seed), encoding="utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({first_line(error)}); choose another folder.") from None
+    with published_folder(out, "the demo images") as folder, ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(lambda product: _write_product(folder / product.name, product, seed, size), PRODUCTS))
+        (folder / "SOURCE.txt").write_text(_SOURCE_NOTE.format(seed=seed), encoding="utf-8")
 
 
 def _write_product(folder: Path, product: Product, seed: int, size: int) -> None:
@@ -56,24 +47,24 @@ def _write_product(folder: Path, product: Product, seed: int, size: int) -> None
     for number in range(NUM_TEST_GOOD):
         pixels = photograph(product, size, (seed, _GOOD, number), held_out=True)
         _save(folder / "test" / "good", f"{number:03d}", pixels)
-    names = sorted(product.flaws)
+    kinds = product.defects
     for number in range(NUM_TEST_DEFECT):
-        flaw, position = names[number % len(names)], number // len(names)
-        flawed, mask = _defective(product, size, (seed, _DEFECT, number), flaw)
-        _save(folder / "test" / flaw, f"{position:03d}", flawed)
-        _save(folder / "ground_truth" / flaw, f"{position:03d}_mask", mask.astype(np.uint8) * 255)
+        defect, stem = kinds[number % len(kinds)], f"{number // len(kinds):03d}"
+        pixels, mask = _defective(product, size, (seed, _DEFECT, number), defect)
+        _save(folder / "test" / defect, stem, pixels)
+        _save(folder / "ground_truth" / defect, f"{stem}_mask", mask.astype(np.uint8) * 255)
 
 
-def _defective(product: Product, size: int, seed: tuple[int, ...], flaw: str) -> tuple[np.ndarray, np.ndarray]:
+def _defective(product: Product, size: int, seed: tuple[int, ...], defect: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of a defective specimen, and its bool mask (S, S). Defects that do not show are drawn again."""
     for attempt in range(_ATTEMPTS):
-        flawed = photograph(product, size, (*seed, attempt), flaw, held_out=True)
+        defective = photograph(product, size, (*seed, attempt), defect, held_out=True)
         normal = photograph(product, size, (*seed, attempt), held_out=True)
-        if shows(normal, flawed):
-            return flawed, flaw_mask(normal, flawed)
-    raise UserError(f"--size {size}: too small to show the defect {flaw} of {product.name}; use 64 or more.")
+        if is_visible(normal, defective):
+            return defective, defect_mask(normal, defective)
+    raise UserError(f"--size {size}: too small to show the defect {defect} of {product.name}; use 64 or more.")
 
 
 def _save(folder: Path, stem: str, pixels: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.png").write_bytes(png_bytes(Image.fromarray(pixels)))
+    (folder / f"{stem}.png").write_bytes(png(Image.fromarray(pixels)))

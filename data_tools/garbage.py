@@ -9,36 +9,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from data_tools import journal, parts
-from data_tools.records import PartRecord, ShardRecord
-from data_tools.sealing import Existing
-from fmad_dist.errors import UserError
+from data_tools.conversion import array_parts
+from data_tools.conversion.records import JOURNAL, PartRecord, ShardRecord
+from data_tools.conversion.sealing import Existing
+from fmad_dist.base.errors import UserError
 from fmad_dist.storage import Store
 from fmad_dist.storage.store import Entry
 from fmad_dist.stream.manifest import MANIFEST_NAME, Manifest
 
 LIVE_FOR = timedelta(hours=24)
+_RUN = re.compile(rf"({JOURNAL}|{array_parts.FOLDER})/[0-9a-f]{{16}}")  # records of one conversion
 _OURS = re.compile(
     r"shards/(train|val|test)-(p\d{3}of\d{3}-)?\d{6}-[0-9a-f]{16}\.tar|index-[0-9a-f]{16}\.parquet"
-    rf"|{journal.FOLDER}/[0-9a-f]{{16}}/\d{{6}}\.parquet|{parts.FOLDER}/[0-9a-f]{{16}}-\d{{3}}of\d{{3}}\.parquet"
+    rf"|{JOURNAL}/[0-9a-f]{{16}}/\d{{6}}\.parquet|{array_parts.FOLDER}/[0-9a-f]{{16}}-\d{{3}}of\d{{3}}\.parquet"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Garbage:
-    """A file that no manifest and no running conversion names; only ours may be removed."""
-
-    name: str
-    num_bytes: int
-    modified: datetime  # UTC
-    ours: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
     """What a collection removed, or would remove."""
 
-    removed: tuple[Garbage, ...]
+    removed: tuple[Entry, ...]
     kept: int  # files of ours that are not old enough
     foreign: int  # files that are not ours
     num_uploads: int  # unfinished multipart uploads that were given up
@@ -49,7 +40,10 @@ class Collection:
 
 
 def collect(url: str, older_than: timedelta = LIVE_FOR, dry_run: bool = False) -> Collection:
-    """Remove what nothing names and what is older than `older_than`, records before the shards that they name.
+    """Remove what nothing has named for `older_than`, records before the shards that they name.
+
+    A file that the manifest does not name was named by an earlier one until that was replaced, at the latest when the
+    manifest was written; however old the file itself is, who opened the dataset before may still read it.
 
     Raises:
         UserError: the manifest is damaged, so it is not known what is needed.
@@ -62,35 +56,42 @@ def collect(url: str, older_than: timedelta = LIVE_FOR, dry_run: bool = False) -
         )
     now = datetime.now(UTC)
     found = find_garbage(store, existing.manifest, older_than)
-    ours = [entry for entry in found if entry.ours]
-    old = [entry for entry in ours if is_older(entry.modified, now, older_than)]
+    replaced = store.modified(MANIFEST_NAME) if existing.manifest is not None else datetime.min.replace(tzinfo=UTC)
+    ours = [entry for entry in found if is_ours(entry.name)]
+    old = [entry for entry in ours if is_older(max(entry.modified, replaced), now, older_than)]
     num_uploads = 0
     if not dry_run:
         for records in (True, False):
-            store.remove_all([entry.name for entry in old if _is_record(entry.name) == records])
+            store.remove_all([entry.name for entry in old if bool(_RUN.match(entry.name)) == records])
         num_uploads = store.abort_uploads(now - older_than if older_than else datetime.max.replace(tzinfo=UTC))
         if store.is_local:
-            for folder in (journal.FOLDER, parts.FOLDER):
+            for folder in (JOURNAL, array_parts.FOLDER):
                 store.remove_empty_folders(folder)
     return Collection(tuple(old), len(ours) - len(old), len(found) - len(ours), num_uploads)
 
 
-def find_garbage(store: Store, manifest: Manifest | None, older_than: timedelta) -> list[Garbage]:
+def parse_age(text: str) -> timedelta:
+    """Parse an age: `90s`, `30m`, `24h` or `7d`; another form is refused (UserError)."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isdecimal():
+        raise UserError(f"--older-than {text!r}: write a number and a unit, for example 90s, 30m, 24h or 7d.")
+    return timedelta(**{units[unit]: int(number)})
+
+
+def is_ours(name: str) -> bool:
+    """Whether a conversion gave a file its name; other files are never removed."""
+    return bool(_OURS.fullmatch(name))
+
+
+def find_garbage(store: Store, manifest: Manifest | None, older_than: timedelta) -> list[Entry]:
     """All files at the store that neither the manifest nor a conversion younger than `older_than` names."""
     entries = store.entries()
     needed = {MANIFEST_NAME}
     if manifest is not None:
         needed |= {manifest.index.name, *(shard.name for shard in manifest.shards)}
     needed |= set(_named_by_live_runs(store, entries, older_than))
-    return [
-        Garbage(entry.name, entry.num_bytes, entry.modified, bool(_OURS.fullmatch(entry.name)))
-        for entry in entries
-        if entry.name not in needed
-    ]
-
-
-def _is_record(name: str) -> bool:
-    return name.startswith((f"{journal.FOLDER}/", f"{parts.FOLDER}/"))
+    return [entry for entry in entries if entry.name not in needed]
 
 
 def is_older(modified: datetime, now: datetime, limit: timedelta) -> bool:
@@ -103,9 +104,8 @@ def _named_by_live_runs(store: Store, entries: Sequence[Entry], older_than: time
     now = datetime.now(UTC)
     runs: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        if _OURS.fullmatch(entry.name) and _is_record(entry.name):
-            run = entry.name.rpartition("/")[0] if entry.name.startswith(journal.FOLDER) else entry.name.split("-")[0]
-            runs[run].append(entry)
+        if (run := _RUN.match(entry.name)) and is_ours(entry.name):
+            runs[run[0]].append(entry)
     for records in runs.values():
         if is_older(max(entry.modified for entry in records), now, older_than):
             continue
@@ -118,7 +118,7 @@ def _shards_of(store: Store, name: str) -> list[str]:
     """Shards named by a record; none if it is damaged."""
     try:
         data, where = store.read(name), store.url_of(name)
-        if name.startswith(journal.FOLDER):
+        if name.startswith(JOURNAL):
             return [ShardRecord.from_bytes(data, where).shard.name]
         return [shard.name for shard in PartRecord.from_bytes(data, where).skeleton.shards]
     except UserError:

@@ -1,22 +1,20 @@
 """Reads a converted dataset completely and collects everything that is wrong with it."""
 
 import hashlib
-import io
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from data_tools.counts import count_classes
-from data_tools.garbage import LIVE_FOR, find_garbage
-from data_tools.lint_samples import Member, ShardMembers, check_sample
-from data_tools.members import read_members
+from data_tools.garbage import LIVE_FOR, find_garbage, is_ours
+from data_tools.lint_samples import ShardMembers, check_sample, note_doubts
 from data_tools.near_duplicates import Fingerprints
-from fmad_dist.errors import UserError, first_line
+from data_tools.remarks import Remarks
+from fmad_dist.base.errors import UserError, first_line
 from fmad_dist.storage import Store
 from fmad_dist.stream.dataset import Dataset, Sample, load_dataset
-from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Manifest, ShardInfo
+from fmad_dist.stream.manifest import FOREIGN, MANIFEST_NAME, Manifest, ShardInfo, count_classes
 
 ERROR = "error"
 WARNING = "warning"
@@ -62,9 +60,10 @@ def lint(url: str) -> LintReport:
         dataset = load_dataset(url)
     except UserError as error:
         return LintReport((Finding(ERROR, MANIFEST_NAME, str(error)),), 0, 0)
-    samples = [dataset.sample(row) for row in range(len(dataset))]
-    prints = Fingerprints()
-    findings = [*_check_index(dataset, samples), *_check_shards(store, dataset.manifest, samples, prints)]
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    prints, remarks = Fingerprints(), Remarks()
+    findings = [*_check_index(dataset, samples), *_check_shards(store, dataset.manifest, samples, prints, remarks)]
+    findings += [Finding(WARNING, first, sentence) for first, sentence in remarks.warnings()]
     findings += [*_find_duplicates(samples, prints), *_find_orphans(store, dataset.manifest)]
     return LintReport(tuple(findings), len(samples), len(dataset.manifest.shards))
 
@@ -78,14 +77,14 @@ def _check_index(dataset: Dataset, samples: list[Sample]) -> Iterator[Finding]:
         yield Finding(ERROR, where, f"sample ids are not unique and ascending; {_AGAIN}")
     for sample in samples:
         yield from _check_ids(manifest, sample)
-    counted = count_classes(samples)
+    counted = count_classes((one.class_name, one.split, one.label, one.defect_type) for one in samples)
     for name in sorted(counted.keys() | manifest.classes.keys()):
         if counted.get(name) != manifest.classes.get(name):
             yield Finding(ERROR, where, f"class {name}: the rows do not add up to the manifest's counts; {_AGAIN}")
 
 
 def _check_ids(manifest: Manifest, sample: Sample) -> Iterator[Finding]:
-    """Masks carry the ids that the manifest's kind of mask asks for."""
+    """Check that masks have the ids that the manifest's kind of mask asks for."""
     if manifest.mask_semantics == "binary":
         wrong = any(sample.mask_ids)
     elif manifest.mask_semantics == "class_id":
@@ -98,7 +97,9 @@ def _check_ids(manifest: Manifest, sample: Sample) -> Iterator[Finding]:
         yield Finding(ERROR, sample.sample_id, f"mask ids {ids} do not fit {manifest.mask_semantics} masks; {_AGAIN}")
 
 
-def _check_shards(store: Store, manifest: Manifest, samples: list[Sample], prints: Fingerprints) -> Iterator[Finding]:
+def _check_shards(
+    store: Store, manifest: Manifest, samples: list[Sample], prints: Fingerprints, remarks: Remarks
+) -> Iterator[Finding]:
     by_shard: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_shard[sample.shard].append(sample)
@@ -111,25 +112,27 @@ def _check_shards(store: Store, manifest: Manifest, samples: list[Sample], print
         except UserError as error:
             yield Finding(ERROR, shard.name, str(error))
             continue
-        yield from _check_shard(shard, data, own, prints, foreign=manifest.layout == FOREIGN)
+        yield from _check_shard(shard, data, own, manifest, prints, remarks)
 
 
 def _check_shard(
-    shard: ShardInfo, data: bytes, samples: list[Sample], prints: Fingerprints, foreign: bool
+    shard: ShardInfo, data: bytes, samples: list[Sample], manifest: Manifest, prints: Fingerprints, remarks: Remarks
 ) -> Iterator[Finding]:
+    foreign = manifest.layout == FOREIGN
     if len(data) != shard.num_bytes:
         yield Finding(ERROR, shard.name, f"{len(data)} bytes, the manifest states {shard.num_bytes}; {_AGAIN}")
     elif hashlib.sha256(data).hexdigest() != shard.sha256:
         yield Finding(ERROR, shard.name, f"its bytes changed after they were written (SHA-256 differs); {_AGAIN}")
     try:
-        members = ShardMembers(Member(*found) for found in read_members(io.BytesIO(data)))
+        members = ShardMembers(data)
     except tarfile.TarError as error:
         yield Finding(ERROR, shard.name, f"not a complete tar ({first_line(error)}); {_AGAIN}")
         return
     for sample in samples:
         for problem in check_sample(sample, members, prints, foreign):
             yield Finding(ERROR, f"{shard.name} {sample.sample_id}", problem)
-    for name in members.unclaimed() if not foreign else []:
+        note_doubts(sample, members, remarks, ids_expected=manifest.mask_semantics != "binary")
+    for name in sorted(members.by_name.keys() - members.claimed) if not foreign else []:
         yield Finding(ERROR, shard.name, f"member {name} is in no index row; {_AGAIN}")
 
 
@@ -153,5 +156,5 @@ def _find_orphans(store: Store, manifest: Manifest) -> Iterator[Finding]:
     if manifest.layout == FOREIGN:
         return  # what else lies beside somebody's tars is theirs
     for entry in find_garbage(store, manifest, LIVE_FOR):
-        what = "remove it with `fmad data gc`" if entry.ours else "it is none of our files"
+        what = "remove it with `fmad data gc`" if is_ours(entry.name) else "it is none of our files"
         yield Finding(WARNING, entry.name, f"not named by the manifest; {what}")

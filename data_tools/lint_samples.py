@@ -1,17 +1,21 @@
 """Checks of one sample against the members of its shard."""
 
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from data_tools.members import XYZ_EXTENSION
+from data_tools.conversion.rendition import XYZ_EXTENSION
 from data_tools.near_duplicates import Fingerprints
-from fmad_dist.errors import UserError, first_line
-from fmad_dist.images import open_image
+from data_tools.remarks import SHALLOW, Remarks
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.images.codec import open_image, wastes_depth
+from fmad_dist.images.masks import doubts_about, raw_mask
 from fmad_dist.stream.dataset import Sample, Span
 
 
@@ -25,19 +29,26 @@ class Member:
 
     @property
     def span(self) -> Span:
-        return Span(self.offset, len(self.data), hashlib.sha256(self.data).hexdigest())
+        return Span.of(self.offset, self.data)
 
 
 class ShardMembers:
-    """The members of one tar by name and by offset, and which of them a sample has claimed."""
+    """The members of an uncompressed tar by name and by offset, and which of them a sample has claimed.
 
-    def __init__(self, members: Iterable[Member]) -> None:
-        self.by_name = {member.name: member for member in members}
+    Raises:
+        tarfile.TarError: the bytes are no tar, or end inside a member.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.by_name: dict[str, Member] = {}
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                extracted = tar.extractfile(member)
+                if extracted is None:
+                    raise tarfile.TarError(f"member {member.name} is not a regular file")
+                self.by_name[member.name] = Member(member.name, member.offset_data, extracted.read())
         self.by_offset = {member.offset: member for member in self.by_name.values()}
         self.claimed: set[str] = set()
-
-    def unclaimed(self) -> list[str]:
-        return sorted(self.by_name.keys() - self.claimed)
 
 
 def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, foreign: bool = False) -> Iterator[str]:
@@ -58,14 +69,13 @@ def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, fo
         yield from _check_facts(sample, members.by_name.get(f"{key}.json"))
     if sample.image is not None:
         form = _Form(f"{key}.", sample.width, sample.height, resized=True)
-        yield from _check_form(sample.image, sample.masks, form, members)
+        yield from form.problems(sample.image, sample.masks, members)
     if sample.original is not None or sample.original_masks:
         prefix = f"{key}." if foreign else f"{key}.original."
         form = _Form(prefix, sample.source_width, sample.source_height, resized=False)
-        yield from _check_form(sample.original, sample.original_masks, form, members)
-    pixels = _decoded(found)
-    if not isinstance(pixels, str):
-        prints.add(sample, pixels)
+        yield from form.problems(sample.original, sample.original_masks, members)
+    with suppress(UserError):  # has been told
+        prints.add(sample, _pixels(found))
     num_masks = len(sample.masks if sample.image else sample.original_masks)
     if bool(num_masks) != bool(sample.label):
         yield f"label {sample.label} with {num_masks} masks"
@@ -73,78 +83,83 @@ def check_sample(sample: Sample, members: ShardMembers, prints: Fingerprints, fo
         yield f"{num_masks} resized masks of {len(sample.original_masks)} published ones"
     if len(sample.mask_ids) != num_masks:
         yield f"{num_masks} masks with ids for {len(sample.mask_ids)}"
-    yield from _check_xyz(sample, key, members)
+    if sample.xyz is not None:
+        what, shape = "point cloud of this image", (sample.height, sample.width, 3)
+        check = partial(_cloud_problems, shape=shape)
+        yield from _member_problems(sample.xyz, what, f"{key}.{XYZ_EXTENSION}", members, check)
+
+
+def note_doubts(sample: Sample, members: ShardMembers, remarks: Remarks, ids_expected: bool) -> None:
+    """Note what is doubtful about the pictures of a sample, published ones if they are stored; `ids_expected`: values
+    of masks are ids. What cannot be read is an error of `check_sample`."""
+    with suppress(UserError):
+        for span in sample.original_masks or sample.masks:
+            member = members.by_offset.get(span.offset)
+            if member is not None:
+                raw = raw_mask(member.data, member.name)
+                for doubt in doubts_about(member.data, raw, ids_expected):
+                    remarks.add(doubt, member.name)
+        picture = members.by_offset.get(sample.original.offset) if sample.original else None
+        if picture is not None and wastes_depth(picture.data, open_image(picture.data, picture.name)):
+            remarks.add(SHALLOW, picture.name)
+
+
+def _member_problems(
+    span: Span, what: str, prefix: str, members: ShardMembers, check: Callable[[Member], Iterator[str]]
+) -> Iterator[str]:
+    """Problems of the member that starts where the index says; `check` looks at its content."""
+    member = members.by_offset.get(span.offset)
+    if member is None or not member.name.startswith(prefix):
+        yield f"no {what} starts at byte {span.offset}"
+        return
+    members.claimed.add(member.name)
+    if member.span != span:
+        yield f"{member.name}: its bytes differ from the index"
+    try:
+        yield from (f"{member.name}: {problem}" for problem in check(member))
+    except UserError as error:
+        yield str(error)  # an image that cannot be decoded; it names the member
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
     """One rendition of a sample: what the names of its members start with, and its size in pixels."""
 
-    stem: str
+    prefix: str
     width: int
     height: int
     resized: bool
 
+    def problems(self, image: Span | None, masks: tuple[Span, ...], members: ShardMembers) -> Iterator[str]:
+        if image is not None:
+            yield from _member_problems(image, f"image {self.prefix}*", self.prefix, members, self._image_problems)
+        for mask in masks:
+            yield from _member_problems(mask, "mask of this image", self.prefix, members, self._mask_problems)
 
-def _check_form(image: Span | None, masks: tuple[Span, ...], form: _Form, members: ShardMembers) -> Iterator[str]:
-    if image is not None:
-        yield from _check_image(image, form, members)
-    for span in masks:
-        mask = members.by_offset.get(span.offset)
-        if mask is None or not mask.name.startswith(form.stem):
-            yield f"no mask of this image starts at byte {span.offset}"
-            continue
-        members.claimed.add(mask.name)
-        if mask.span != span:
-            yield f"{mask.name}: its bytes differ from the index"
-        yield from _check_mask(mask, form)
+    def _image_problems(self, member: Member) -> Iterator[str]:
+        pixels = _pixels(member)
+        if pixels.shape[:2] != (self.height, self.width) or (self.resized and pixels.shape[2:] != (3,)):
+            kind = " RGB" if self.resized else ""
+            yield f"pixels {pixels.shape}, the index states {self.width}x{self.height}{kind}"
 
-
-def _check_image(image: Span, form: _Form, members: ShardMembers) -> Iterator[str]:
-    member = members.by_offset.get(image.offset)
-    if member is None or not member.name.startswith(form.stem):
-        yield f"no image {form.stem}* starts at byte {image.offset}"
-        return
-    members.claimed.add(member.name)
-    if member.span != image:
-        yield f"{member.name}: its bytes differ from the index"
-    pixels = _decoded(member)
-    if isinstance(pixels, str):
-        yield pixels
-    elif pixels.shape[:2] != (form.height, form.width) or (form.resized and pixels.shape[2:] != (3,)):
-        kind = " RGB" if form.resized else ""
-        yield f"{member.name}: pixels {pixels.shape}, the index states {form.width}x{form.height}{kind}"
+    def _mask_problems(self, member: Member) -> Iterator[str]:
+        pixels = _pixels(member)
+        if pixels.shape[:2] != (self.height, self.width) or (self.resized and pixels.ndim != 2):
+            yield f"pixels {pixels.shape}, the index states {self.width}x{self.height} grey"
+        elif self.resized and not set(np.unique(pixels)) <= {0, 255}:
+            yield "holds other values than 0 and 255"
+        elif not pixels.any():
+            yield "is empty"
 
 
-def _check_mask(member: Member, form: _Form) -> Iterator[str]:
-    pixels = _decoded(member)
-    if isinstance(pixels, str):
-        yield pixels
-    elif pixels.shape[:2] != (form.height, form.width) or (form.resized and pixels.ndim != 2):
-        yield f"{member.name}: pixels {pixels.shape}, the index states {form.width}x{form.height} grey"
-    elif form.resized and not set(np.unique(pixels)) <= {0, 255}:
-        yield f"{member.name}: holds other values than 0 and 255"
-    elif not pixels.any():
-        yield f"{member.name}: is empty"
-
-
-def _check_xyz(sample: Sample, stem: str, members: ShardMembers) -> Iterator[str]:
-    if sample.xyz is None:
-        return
-    member = members.by_offset.get(sample.xyz.offset)
-    if member is None or member.name != f"{stem}.{XYZ_EXTENSION}":
-        yield f"no point cloud of this image starts at byte {sample.xyz.offset}"
-        return
-    members.claimed.add(member.name)
-    if member.span != sample.xyz:
-        yield f"{member.name}: its bytes differ from the index"
+def _cloud_problems(member: Member, shape: tuple[int, int, int]) -> Iterator[str]:
     try:
         points = np.load(io.BytesIO(member.data), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        yield f"{member.name}: not an npy array ({first_line(error)})"
+        yield f"not an npy array ({first_line(error)})"
         return
-    if points.shape != (sample.height, sample.width, 3) or points.dtype != np.float32:
-        yield f"{member.name}: {points.dtype} {points.shape}, expected float32 ({sample.height}, {sample.width}, 3)"
+    if points.shape != shape or points.dtype != np.float32:
+        yield f"{points.dtype} {points.shape}, expected float32 {shape}"
 
 
 def _check_facts(sample: Sample, member: Member | None) -> Iterator[str]:
@@ -163,9 +178,5 @@ def _check_facts(sample: Sample, member: Member | None) -> Iterator[str]:
             yield f"{member.name}: {name} is {facts.get(name)!r}, the index states {getattr(sample, name)!r}"
 
 
-def _decoded(member: Member) -> np.ndarray | str:
-    """The pixels, or what is wrong with the bytes."""
-    try:
-        return np.asarray(open_image(member.data, member.name))
-    except UserError as error:
-        return str(error)
+def _pixels(member: Member) -> np.ndarray:
+    return np.asarray(open_image(member.data, member.name))

@@ -50,22 +50,22 @@ class Fingerprints:
                 continue
             nearest, distance = nearest_of(_normalised(tested), _normalised(trained))
             limit = np.clip(_SHARE_OF_MEDIAN * np.median(distance), _CLOSEST, _FARTHEST)
-            for position in np.flatnonzero(distance < limit):
-                yield tested[position][0], trained[nearest[position]][0], float(distance[position])
+            for index in np.flatnonzero(distance < limit):
+                yield tested[index][0], trained[nearest[index]][0], float(distance[index])
 
 
 def nearest_of(tested: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position of the nearest row of `trained` [m, d] for every row of `tested` [n, d], and its distance, [n] each."""
-    positions, distances = [], []
+    """Index of the nearest vector of `trained` [m, d] for every one of `tested` [n, d], and its distance, [n] each."""
+    indices, distances = [], []
     for start in range(0, len(tested), _BLOCK):
         squares = 2 - 2 * (tested[start : start + _BLOCK] @ trained.T) / trained.shape[1]
-        positions.append(squares.argmin(axis=1))
+        indices.append(squares.argmin(axis=1))
         distances.append(np.sqrt(np.maximum(squares.min(axis=1), 0)))
-    return np.concatenate(positions), np.concatenate(distances)
+    return np.concatenate(indices), np.concatenate(distances)
 
 
-def _normalised(entries: list[tuple[str, np.ndarray]]) -> np.ndarray:
+def _normalised(prints: list[tuple[str, np.ndarray]]) -> np.ndarray:
     """float32 [n, SIDE * SIDE], each row of mean 0 and deviation 1 (0 for an image of one colour)."""
-    values = np.stack([grey for _, grey in entries]).reshape(len(entries), -1).astype(np.float32)
+    values = np.stack([grey for _, grey in prints]).reshape(len(prints), -1).astype(np.float32)
     values -= values.mean(axis=1, keepdims=True)
     return values / np.maximum(values.std(axis=1, keepdims=True), 1e-3)

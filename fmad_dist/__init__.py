@@ -1,3 +1,3 @@
 """fmad: distributed flow-matching anomaly detection for visual inspection."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

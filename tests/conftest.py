@@ -2,25 +2,22 @@
 
 import copy
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).parent / "services"))
-
 import pytest
-from absent_gpu import absent_gpu  # noqa: F401  # a fixture for all tests
-from browsers import chromium  # noqa: F401  # a fixture for all tests
 from hypothesis import settings
-from small_parts import SIDE, MakeDetector, build_dataset, build_detector
-from storage_servers import bucket, database, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
 
-from fmad_dist.startup import spare_collector
+from fmad_dist.base.process import spare_collector
 from fmad_dist.stream.mixture import Mixture
+from tests.support.absent_gpu import absent_gpu  # noqa: F401  # a fixture for all tests
+from tests.support.browsers import chromium  # noqa: F401  # a fixture for all tests
+from tests.support.small_parts import SIDE, MakeDetector, build_dataset, build_detector
+from tests.support.storage_servers import bucket, database, moto_bucket, moto_server, radosgw  # noqa: F401  # fixtures for all tests
 
 if TYPE_CHECKING:
-    from fmad_dist.detector import Detector
+    from fmad_dist.detector.detector import Detector
     from fmad_dist.features.backbones import Backbone
 
 settings.register_profile("shared-machine", deadline=None, max_examples=50)  # a busy machine is not a failure

@@ -17,7 +17,7 @@ from pathlib import Path
 from images import large_tree
 from PIL import Image
 
-from data_tools.sharder import Conversion, convert
+from data_tools.conversion.convert import Conversion, convert
 
 
 def bare(path: Path) -> int:
@@ -50,7 +50,7 @@ def main() -> None:
         seconds["bare loop"].append(time.perf_counter() - start)
         shutil.rmtree(out, ignore_errors=True)
         start = time.perf_counter()
-        convert(Conversion("mvtec", "bench", tree, str(out), num_workers=workers))
+        convert(Conversion(layout="mvtec", dataset="bench", source=tree, out=str(out), num_workers=workers))
         seconds["fmad data convert"].append(time.perf_counter() - start)
     total = sum(path.stat().st_size for path in paths) / 1e6
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(out.rglob("*.tar")))).hexdigest()[:12]

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from fmad_dist.stream.mixing import class_quotas
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
+from fmad_dist.stream.training_stream import class_quotas
 
 
 def main() -> None:

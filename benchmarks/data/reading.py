@@ -21,14 +21,14 @@ from images import large_tree, small_tree
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data_tools.sharder import Conversion, convert
+from data_tools.conversion.convert import Conversion, convert
+from fmad_dist.config.run import ReadOptions
 from fmad_dist.stream.batches import StreamDataset, stream_batches
+from fmad_dist.stream.image_source import ImageSource
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import BatchLayout, StreamPlan
-from fmad_dist.stream.shards import ReadOptions
-from fmad_dist.stream.sources import ImageSource
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "services"))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for tests.support
 BATCH = 16
 SKIPPED = 16  # batches that come out of the workers' first buffers
 PACKAGES = ("torch", "pillow", "webdataset", "mosaicml-streaming", "s3fs")
@@ -40,7 +40,7 @@ def fmad(url: str, workers: int, cache: str | None = None) -> Iterator[int]:
     source = ImageSource(mixture, 256, ReadOptions(cache))
     dataset = StreamDataset(source, mixture, StreamPlan(rows, mixture.class_numbers[rows], mixture.digest))
     layout = BatchLayout.fit(BATCH, None, 1)
-    batches = stream_batches(dataset, layout.batches(0, 0, len(rows) // BATCH), workers=workers)
+    batches = stream_batches(dataset, layout.batches(0, range(0, len(rows) - BATCH + 1, BATCH)), workers=workers)
     return (len(batch.data) for batch in batches)
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     tree, data, mds = small_tree(work, arguments.images), work / "data", work / "mds"
-    convert(Conversion("mvtec", "bench", tree, str(data), shard_mb=64))
+    convert(Conversion(layout="mvtec", dataset="bench", source=tree, out=str(data), shard_mb=64))
     write_mds(tree, mds)
     originals = sorted((large_tree(work, arguments.originals) / "product/train/good").iterdir())
     rates = measured(local_runs(data, mds, originals), arguments.repetitions)
@@ -168,9 +168,8 @@ def main() -> None:
 
 
 def measure_remote(work: Path, data: Path, mds: Path, repetitions: int) -> dict[str, float]:
-    from radosgw import Radosgw
-
     from fmad_dist.storage import Store
+    from tests.support.radosgw import Radosgw
 
     server = Radosgw(Path("/tmp/fmad-bench-s3")).start()
     try:

@@ -22,13 +22,13 @@ def inflate(work: Path, samples: int) -> str:
     """A dataset of `samples` rows over the shards of a small one; returns its URL."""
     from images import small_tree
 
-    from data_tools.sharder import Conversion, convert
+    from data_tools.conversion.convert import Conversion, convert
     from fmad_dist.storage import Store
     from fmad_dist.stream.dataset import index_bytes, load_dataset
     from fmad_dist.stream.manifest import MANIFEST_NAME, ClassCounts, IndexInfo
 
     out = work / f"manifest-{samples}"
-    manifest = convert(Conversion("mvtec", "bench", small_tree(work, 200), str(out))).manifest
+    manifest = convert(Conversion(layout="mvtec", dataset="bench", source=small_tree(work, 200), out=str(out))).manifest
     table = load_dataset(str(out)).table
     train = table.filter(pa.array(np.array(table.column("split").to_pylist()) == "train"))
     rows = train.take(np.arange(samples) % train.num_rows)
@@ -49,10 +49,10 @@ def inflate(work: Path, samples: int) -> str:
 def first_batch(url: str, workers: int) -> None:
     """What a resumed process does before its first step."""
     begin = time.perf_counter()
-    from fmad_dist.config import DataConfig
+    from fmad_dist.config.run import DataConfig
     from fmad_dist.stream.batches import StreamDataset, stream_batches
+    from fmad_dist.stream.image_source import ImageSource
     from fmad_dist.stream.plan import BatchLayout
-    from fmad_dist.stream.sources import ImageSource
     from fmad_dist.stream.training_stream import open_stream
 
     start = time.perf_counter()
@@ -61,7 +61,7 @@ def first_batch(url: str, workers: int) -> None:
     planned = time.perf_counter()
     dataset = StreamDataset(ImageSource(stream.mixture, 256), stream.mixture, stream.plan)
     step = POSITION // BATCH
-    positions = BatchLayout.fit(BATCH, None, 1).batches(0, step, step + 100)
+    positions = BatchLayout.fit(BATCH, None, 1).batches(0, range(BATCH * step, BATCH * (step + 100), BATCH))
     batches = stream_batches(dataset, positions, workers=workers)
     batch = next(batches)
     done = time.perf_counter()

@@ -1,6 +1,6 @@
 """How fast training batches become features: from stored images, and from the feature cache. Also checks bit equality.
 
-python benchmarks/features/cache_speed.py --manifest URL [--batches 8]
+python benchmarks/features/cache_speed.py --data URL [--batches 8]
 """
 
 import argparse
@@ -13,22 +13,22 @@ import numpy as np
 import timm
 import torch
 
+from fmad_dist.base.world import World
 from fmad_dist.features.backbones import FeatureSpec, load_backbone
-from fmad_dist.features.cache import CachedSource, compute_shards, seal_cache
+from fmad_dist.features.cache import CachedSource, CacheFolder
+from fmad_dist.stream.image_source import ImageSource
 from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.stream.plan import StreamPlan
-from fmad_dist.stream.sources import ImageSource
-from fmad_dist.world import World
 
 BATCH = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", required=True)
+    parser.add_argument("--data", required=True)
     parser.add_argument("--batches", type=int, default=8)
     arguments = parser.parse_args()
-    mixture = Mixture.load([arguments.manifest])
+    mixture = Mixture.load([arguments.data])
     train = split_normals(mixture, 0.1).train
     plan = StreamPlan(train, mixture.class_numbers[train], mixture.digest)
     size = mixture.datasets[0].manifest.rendition.size
@@ -36,11 +36,11 @@ def main() -> None:
     images = ImageSource(mixture, size)
     indices = [plan.at(np.arange(n * BATCH, (n + 1) * BATCH)) for n in range(arguments.batches)]
     with tempfile.TemporaryDirectory() as url:
-        digest = backbone.weights_digest()
         dataset = mixture.datasets[0]
+        folder = CacheFolder.of(url, dataset, backbone, backbone.weights_digest())
         started = time.perf_counter()
-        parts = compute_shards(url, dataset, backbone, digest, World(), torch.device("cpu"))
-        cached = CachedSource(mixture, {dataset.name: seal_cache(url, dataset, backbone, digest, parts)})
+        shards = folder.compute(images, mixture.rows("train"), backbone, World())
+        cached = CachedSource(mixture, {dataset.name: folder.seal([found.shard for found in shards])})
         built = time.perf_counter() - started
         live, live_s = timed(lambda rows: backbone(torch.stack([images.read(int(r)) for r in rows])), indices)
         fast, fast_s = timed(lambda rows: torch.stack([cached.read(int(r)) for r in rows]), indices)
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"machine: {os.cpu_count()} cores, {platform.machine()}; torch {torch.__version__}, timm {timm.__version__}")
     print(f"dataset: {dataset.name}, {size} px; backbone tf_efficientnet_lite0, taps 0-3, 16x16 tokens")
     print(f"bit-equal batches: {all(torch.equal(a, b) for a, b in zip(live, fast, strict=True))}")
-    print(f"build the cache once: {len(dataset.rows('train')) / built:.1f} images/s")
+    print(f"build the cache once: {len(dataset.indices('train')) / built:.1f} images/s")
     print(f"from images: {count / live_s:.1f} images/s")
     print(f"from the cache: {count / fast_s:.1f} images/s ({live_s / fast_s:.0f} x)")
 

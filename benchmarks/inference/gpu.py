@@ -21,13 +21,13 @@ import torch._functorch.config
 from torch import nn
 
 from fmad_dist.comparison.choice import choose
-from fmad_dist.config import FeatureConfig
-from fmad_dist.detector import Detector
-from fmad_dist.detector_files import DetectorSpec
-from fmad_dist.evaluation.protocol import Protocol
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.config.run import FeatureConfig
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.files import DetectorSpec
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiTSpec
-from fmad_dist.training.accelerators import find_accelerator
+from fmad_dist.training.throughput import find_accelerator
 
 SCORERS = {
     "endpoint": (1, 8, 64),
@@ -65,7 +65,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[Row] = []
     for preset, compiled in itertools.product(options.presets, (False, True)):
-        detector = build(preset, options.precision).place(device, compiled)
+        detector = build(preset, options.precision).move_to(device, compiled)
         for text in options.scorers:
             for batch in SCORERS[text]:
                 try:
@@ -111,7 +111,7 @@ def spec_of(features: FeatureConfig, network: DiTSpec, precision: str) -> Detect
 
 def measure(detector: Detector, preset: str, compiled: bool, text: str, batch: int, seconds: float) -> Row:
     (config,) = choose(text, detector.spec.objective).scorers.values()
-    one = detector.sibling(config)
+    one = detector.with_calibration(None).with_scorer(config)
     device = detector.class_means.device
     images = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8, device=device)
     keys = list(range(batch))

@@ -24,11 +24,10 @@ from peers import peers
 from torch import Tensor
 
 from fmad_dist.comparison.choice import choose
-from fmad_dist.detector import Detector
-from fmad_dist.images import IMAGE_SUFFIXES, open_image, square_rgb
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.onnx import build_graph, run, runtime
+from fmad_dist.images.codec import IMAGE_SUFFIXES, open_image, square_rgb
 from fmad_dist.networks.build import describe_network
-from fmad_dist.onnx.agreement import run, runtime
-from fmad_dist.onnx.graph import build_graph
 
 BATCHES = (1, 8, 32)
 SCORERS = (
@@ -49,7 +48,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=20.0, help="batches that take longer, in s, are left out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    detector = Detector.load(options.detector).place(torch.device("cpu"))
+    detector = Detector.load(options.detector).move_to(torch.device("cpu"))
     images, decode_ms = read(options.images, detector.image_size, max(BATCHES))
     methods, stages = ours(detector) | peers(detector), parts(detector)
     found: dict[str, Any] = {
@@ -88,10 +87,10 @@ def ours(detector: Detector) -> dict[str, Method]:
     methods: dict[str, Method] = {f"fmad {detector.spec.scorer.name}, the detector's own": detector}
     for text in SCORERS:
         (config,) = choose(text, detector.spec.objective).scorers.values()
-        methods[f"fmad {text}"] = detector.sibling(config)
+        methods[f"fmad {text}"] = detector.with_calibration(None).with_scorer(config)
     for text in EXPORTED:
         (config,) = choose(text, detector.spec.objective).scorers.values()
-        session = runtime(build_graph(detector.sibling(config)).SerializeToString())
+        session = runtime(build_graph(detector.with_calibration(None).with_scorer(config)).SerializeToString())
         methods[f"fmad {text}, ONNX Runtime"] = lambda images, session=session: run(
             session, images.permute(0, 2, 3, 1).contiguous().numpy()
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fmad_dist.comparison.bank import BankScorer, MemoryBank, Patches
-from fmad_dist.detector import Detector
+from fmad_dist.detector.detector import Detector
 from fmad_dist.networks.build import build_network
 
 BANK_VECTORS = 16_384  # a tenth of the patches of some 600 images on a 16 x 16 grid; PatchCore's of 160 on 32 x 32

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
-from fmad_dist.config_files import load_config
-from fmad_dist.detector import Detector
+from fmad_dist.config.files import load_config
+from fmad_dist.config.scorers import ScorerConfig
+from fmad_dist.detector.detector import Detector
 from fmad_dist.flow.noise import content_keys
-from fmad_dist.scoring.config import EndpointConfig, ResidualConfig, ScorerConfig
+from fmad_dist.scoring.endpoint import EndpointConfig
+from fmad_dist.scoring.residual import ResidualConfig
 from fmad_dist.training.data import open_data
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector = Detector.load(arguments.run).place(device)
+    detector = Detector.load(arguments.run).move_to(device)
     data = open_data(load_config(arguments.run / "config.yaml"))
     images = torch.stack(data.images.decode(data.images.fetch(data.split.train[:8].tolist()))).to(device)
     print(f"{device}, {platform.machine()}, torch {torch.__version__}, median of {arguments.repeats}\n")
@@ -40,7 +42,9 @@ def main() -> None:
     }
     for title, scorer in scorers.items():
         for batch in (1, 8):
-            network, scoring = compare(detector.sibling(scorer), images[:batch], arguments.repeats)
+            network, scoring = compare(
+                detector.with_calibration(None).with_scorer(scorer), images[:batch], arguments.repeats
+            )
             print(f"| {title} | {batch} | {network:.1f} | {scoring:.1f} | {scoring / network - 1:+.1%} |", flush=True)
 
 

@@ -1,8 +1,8 @@
 """One model per objective on the same data with the same number of samples, and every scorer that fits on each.
 
-    python benchmarks/methods/methods.py --data ../shared/data --out out/methods --steps 500
+    python benchmarks/methods/methods.py --source ../shared/data --out out/methods --steps 500
 
-`--data` holds trees in the MVTec AD layout: mvtec_ad, mpdd and surface. Finished runs are not trained again. Test
+`--source` holds trees in the MVTec AD layout: mvtec_ad, mpdd and surface. Finished runs are not trained again. Test
 images are read by the comparisons alone; all settings are fixed beforehand in configs/benchmarks/methods. Writes one
 table over all models, table.md, and the comparison of each model below `--out`.
 """
@@ -37,7 +37,7 @@ SHOWN = {"image_auroc": "I-AUROC", "pixel_auroc": "P-AUROC", "aupro": "AUPRO"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of eight images for every model")
     parser.add_argument("--processes", default="1", help="of every training; the comparisons use two")
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shards = [str(arguments.out / "data" / name) for name in DATASETS]
     for name, out in zip(DATASETS, shards, strict=True):
-        source = str(arguments.data / name)
+        source = str(arguments.source / name)
         fmad("data", "convert", "--layout", "mvtec", "--dataset", name, "--source", source, "--out", out)
     for name in arguments.only:
         run = arguments.out / name
@@ -58,7 +58,7 @@ def main() -> None:
             )
         fmad(
             *("compare", "--config", str(run / "config.yaml"), "--scorers", SCORERS.get(name, COUPLED)),
-            *("--out", str(compared(arguments.out, name)), "--processes", "2", *PEERS.get(name, [])),
+            *("--out", str(compared(arguments.out, name)), "--processes", "2", "--overwrite", *PEERS.get(name, [])),
         )
     found = {name: compared(arguments.out, name) / "comparison.json" for name in OBJECTIVES}
     table = "\n".join(rows({name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}))

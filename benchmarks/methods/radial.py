@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fmad_dist.config_files import load_config
-from fmad_dist.detector import Detector
+from fmad_dist.config.files import load_config
+from fmad_dist.detector.detector import Detector
 from fmad_dist.training.data import open_data
 
 

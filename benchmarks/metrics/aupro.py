@@ -20,10 +20,10 @@ import numpy as np
 import scipy
 from scipy import ndimage
 
-from fmad_dist.evaluation.curves import average_precision, best_f1, pro_curve, rank_pixels, roc_curve
-from fmad_dist.evaluation.histogram import PixelHistogram
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import label_regions
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.metrics.curves import average_precision, best_f1, pro_curve, rank_pixels, roc_curve
+from fmad_dist.metrics.histogram import MapPixels, PixelHistogram
+from fmad_dist.metrics.regions import label_regions
 
 NUM_MAPS, SIZE, LIMIT, SEED = 200, 256, 0.3, 0
 REPEATS = 3
@@ -96,7 +96,7 @@ def measure(name: str, maps: np.ndarray, masks: np.ndarray) -> Row:
         start = time.perf_counter()
         histogram = PixelHistogram(Protocol().histogram_bins)
         for anomaly_map, mask in zip(maps, masks, strict=True):
-            histogram.add(anomaly_map, mask, 8)
+            histogram.add(MapPixels.of(anomaly_map, mask, 8))
         histogram.settle()
         added = time.perf_counter()
         ranked, pro = rank_pixels(histogram), pro_curve(histogram)

@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmad_dist.evaluation.curves import pro_curve
-from fmad_dist.evaluation.histogram import PixelHistogram
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.regions import label_regions
-from fmad_dist.evaluation.state import EvaluationState, ScoredImage
-from fmad_dist.evaluation.strips import Strips
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.metrics.compute import compute_results
+from fmad_dist.metrics.curves import pro_curve
+from fmad_dist.metrics.histogram import MapPixels, PixelHistogram
+from fmad_dist.metrics.regions import label_regions
+from fmad_dist.metrics.state import EvaluationState, ScoredImage
+from fmad_dist.metrics.strips import Strips
+from fmad_dist.metrics.wire import encode_state
 
 # normal and anomalous test images of every class, and about how many types of defect a class has
 COUNTS: dict[str, tuple[str, int]] = {
@@ -125,13 +127,13 @@ def whole_evaluation(data: Measured, watch: Watch, detail: dict[str, float]) -> 
                 state.update(ScoredImage(*what, anomaly_map, mask, image))
     detail["update_s"] = watch.wall_s
     with watch:
-        size = len(state.to_bytes())
+        size = len(encode_state(state))
     detail["state_mb"] = size / 1e6
     images = [pixels.bins.num_bytes for found in state.classes.values() for pixels in found.pixels.values()]
     detail["bins_kb_per_image"] = float(np.mean(images)) / 1e3
     detail["encode_s"] = watch.wall_s - detail["update_s"]
     with watch:
-        results = state.compute()
+        results = compute_results(state)
     detail["compute_s"] = watch.wall_s - detail["update_s"] - detail["encode_s"]
     return {name: result.metrics.aupro for name, result in results.classes.items()}
 
@@ -142,7 +144,7 @@ def histogram_alone(data: Measured, watch: Watch, detail: dict[str, float]) -> d
         with watch:
             histogram = PixelHistogram(Protocol().histogram_bins)
             for anomaly_map, mask in zip(maps, masks, strict=True):
-                histogram.add(anomaly_map, mask, 8)
+                histogram.add(MapPixels.of(anomaly_map, mask, 8))
             found[one.name] = pro_curve(histogram).area(LIMIT)
         for number in (50, 1000):  # as the protocols ader and flowad take it
             detail[f"{one.name} by {number} strips"] = Strips(histogram).aupro(number, LIMIT)

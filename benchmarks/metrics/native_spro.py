@@ -20,12 +20,12 @@ import numpy as np
 import PIL
 from scipy import ndimage
 
-from fmad_dist.evaluation.channels import saturation_pixels
-from fmad_dist.evaluation.curves import Curve, pro_curve
-from fmad_dist.evaluation.histogram import KEY_BITS, MapPixels, PixelHistogram
-from fmad_dist.evaluation.native import at_size
-from fmad_dist.evaluation.protocol import Protocol, mask_on_map
-from fmad_dist.evaluation.regions import REGION_UNIT, Channel, SingleDefects, saturated_regions
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.evaluation.labelled_images import saturation_pixels
+from fmad_dist.images.masks import mask_on_map
+from fmad_dist.metrics.curves import Curve, pro_curve
+from fmad_dist.metrics.histogram import KEY_BITS, MapPixels, PixelHistogram
+from fmad_dist.metrics.regions import REGION_UNIT, Channel, SingleDefects, at_size, saturated_regions
 from fmad_dist.stream.manifest import DefectSaturation
 
 NUM_MAPS, SIZE, HEIGHT, WIDTH, SEED = 30, 256, 1280, 1600, 0
@@ -69,7 +69,7 @@ def measure(name: str, images: list[tuple[np.ndarray, SingleDefects]]) -> Row:
     start = time.process_time()
     histogram = PixelHistogram(Protocol().histogram_bins)
     for anomaly_map, defects in images:
-        histogram.count(MapPixels.of_defects(at_size(anomaly_map, defects.height, defects.width), defects))
+        histogram.add(MapPixels.of_defects(at_size(anomaly_map, defects.height, defects.width), defects))
     histogram.settle()
     spent, curve, reference = time.process_time() - start, pro_curve(histogram), exact(images)
     areas = tuple(curve.area(limit) for limit in LIMITS)
@@ -125,7 +125,7 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     native = PixelHistogram(Protocol().histogram_bins)
     for anomaly_map, defects, _ in images[:8]:
-        native.count(MapPixels.of_defects(at_size(anomaly_map, defects.height, defects.width), defects))
+        native.add(MapPixels.of_defects(at_size(anomaly_map, defects.height, defects.width), defects))
     native.settle()
     facts["memory"] = f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3:.0f} MB more at the peak"
     rows = [

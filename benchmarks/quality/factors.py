@@ -1,10 +1,10 @@
 """What changes a flow that is read by the nearest vector: one thing at a time, on two CPU cores.
 
-    python benchmarks/quality/factors.py --data ../shared/data --out factors.jsonl
-    python benchmarks/quality/factors.py --data ../shared/data --out factors.jsonl --seeds 3 --only default
+    python benchmarks/quality/factors.py --source ../shared/data --out factors.jsonl
+    python benchmarks/quality/factors.py --source ../shared/data --out factors.jsonl --seeds 3 --only default
     python benchmarks/quality/factors.py --table factors.jsonl
 
-`--data` holds the five categories of shared_small.py. A line of the output is a trial, what it varies, and its measures
+`--source` holds the five categories of shared_small.py. A line of the output is a trial, what it varies, its measures
 on held-out normals with synthetic defects, which may choose, and on the test images, which may not (reading.py has the
 details). A run that was broken off goes on where it stopped.
 """
@@ -58,7 +58,7 @@ SPLITS = ("synthetic", "test")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path, default=Path("factors.jsonl"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", help="names of factors, separated by commas; all where it is not given")
@@ -69,8 +69,8 @@ def main() -> None:
     if arguments.table:
         print(table(lines_of(arguments.table)))
         return
-    if arguments.data is None:
-        parser.error("--data is needed: the folder of the five categories")
+    if arguments.source is None:
+        parser.error("--source is needed: the folder of the five categories")
     run(arguments)
     print(table(lines_of(arguments.out)))
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
             queue.put(trial)
     for _ in range(arguments.workers):
         queue.put(None)
-    data = load(arguments.data, arguments.workers)
+    data = load(arguments.source, arguments.workers)
     workers = [context.Process(target=work, args=(data, queue, arguments.out)) for _ in range(arguments.workers)]
     for worker in workers:
         worker.start()

@@ -1,6 +1,6 @@
 """What the five categories allow: figures by kind of defect, and a probe of the features that is told the defects.
 
-    python benchmarks/quality/limits.py --detector RUN/detector --data ../shared/data --out limits.json
+    python benchmarks/quality/limits.py --detector RUN/detector --source ../shared/data --out limits.json
 
 By kind: latents by their nearest kept one, as reading.py measures them; image AUROC against the normal test images,
 pixel AUROC against all normal pixels, and the kind's share of the defect pixels of its category. The probe is a small
@@ -23,8 +23,8 @@ from images import CATEGORIES, load, test_paths
 from measures import Truth, auroc, smoothed, top
 from reading import SIDE, Sets, distances, looked_at, standardised, truths_of, whitened
 
-from fmad_dist.detector import Detector
-from fmad_dist.progress import Progress
+from fmad_dist.base.console import Progress
+from fmad_dist.detector.detector import Detector
 
 STEPS, BATCH = 1500, 2048
 PROBES = {"linear": 0, "256 hidden units": 256}
@@ -33,16 +33,16 @@ PROBES = {"linear": 0, "256 hidden units": 256}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", required=True, help="of a scorer `deviation`, whose part is read")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("limits.json"))
     parser.add_argument("--processes", type=int, default=2, help="that read images")
     arguments = parser.parse_args()
-    data = load(arguments.data, arguments.processes)
+    data = load(arguments.source, arguments.processes)
     detector = Detector.load(arguments.detector)
     looks = [looked_at(detector, split) for split in (data.train, data.test)]
     known = truths_of(data.test)
     latents = Sets(looks[0][1], looks[1][1], data.train.classes, data.test.classes)
-    found = {"kinds": kinds(distances(whitened(latents), 1), known, arguments.data), "probes": {}}
+    found = {"kinds": kinds(distances(whitened(latents), 1), known, arguments.source), "probes": {}}
     with Progress("probes", len(PROBES) * len(known)) as progress:
         for name, hidden in PROBES.items():
             found["probes"][name] = {}

@@ -1,8 +1,8 @@
 """Ways to read one trained flow, and its features without it: Gaussians of a class, and memories of normal vectors.
 
-    python benchmarks/quality/reading.py --detector RUN/detector --data ../shared/data --out reading.json
+    python benchmarks/quality/reading.py --detector RUN/detector --source ../shared/data --out reading.json
 
-`--data` holds the five categories of shared_small.py. Each way is fitted to training normals and measured on held-out
+`--source` holds the five categories of shared_small.py. Each way is fitted to training normals and measured on held-out
 normals with synthetic defects, which may choose, and on the test images, which may not; maps of 128 px, image score =
 mean of the top 1 % pixels. "+ places" judges images on the scale that scores have at each place on training normals.
 Classes are told here (`fmad` infers them), so that nothing but the reading differs. The flow itself was trained on most
@@ -25,8 +25,8 @@ from images import CATEGORIES, Split, load
 from measures import Truth, measure, truths
 from scores import Categories, Locations
 
-from fmad_dist.detector import Detector
-from fmad_dist.progress import Progress
+from fmad_dist.base.console import Progress
+from fmad_dist.detector.detector import Detector
 from fmad_dist.scoring.deviation import gaussian
 from fmad_dist.scoring.memory import nearest, remember
 
@@ -53,11 +53,11 @@ class Sets:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", required=True, help="of a scorer `deviation`, whose part is read")
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("reading.json"))
     parser.add_argument("--processes", type=int, default=2, help="that read images")
     arguments = parser.parse_args()
-    data = load(arguments.data, arguments.processes)
+    data = load(arguments.source, arguments.processes)
     detector = Detector.load(arguments.detector)
     looks = [looked_at(detector, split) for split in (data.train, data.synthetic, data.test)]
     classes = (data.train.classes, torch.cat([data.synthetic.classes, data.test.classes]))

@@ -1,8 +1,8 @@
 """One model for five real categories on two cores, beside memory banks on the same features: convert, train, compare.
 
-    python benchmarks/quality/shared_small.py --data ../shared/data --out out/shared_small
+    python benchmarks/quality/shared_small.py --source ../shared/data --out out/shared_small
 
-`--data` holds trees in the MVTec AD layout: mvtec_ad/{bottle,toothbrush}, mpdd/metal_plate and
+`--source` holds trees in the MVTec AD layout: mvtec_ad/{bottle,toothbrush}, mpdd/metal_plate and
 surface/{magnetic_tile,kolektor_sdd}. Test images are only read by the comparison at the end; scorers, peers, steps and
 all other settings are fixed beforehand, here and in configs/benchmarks/shared_small.yaml. `section.key=value` words
 replace values of that file. A second start goes on where the first one stopped.
@@ -22,7 +22,7 @@ PEERS = "bank,bank_pooled"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--processes", default="2")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -38,7 +38,7 @@ def main() -> None:
             "--dataset",
             name,
             "--source",
-            str(arguments.data / name),
+            str(arguments.source / name),
             "--out",
             url,
         )
@@ -49,7 +49,7 @@ def main() -> None:
     run, compared = out / "shared_small", out / "compared"
     fmad(
         *("compare", "--config", str(run / "config.yaml"), "--scorers", SCORERS, "--peers", PEERS),
-        *("--out", str(compared), *processes),
+        *("--out", str(compared), "--overwrite", *processes),
     )
     shutil.copy(compared / "comparison.json", out / "shared_small.json")
     (out / "shared_small.md").write_text(training(run) + (compared / "comparison.md").read_text())

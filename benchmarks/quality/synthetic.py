@@ -1,8 +1,8 @@
 """How far do metrics on synthetic defects track those on the real test split? One training, every checkpoint, both.
 
-    python benchmarks/quality/synthetic.py --data ../shared/data --out out/synthetic
+    python benchmarks/quality/synthetic.py --source ../shared/data --out out/synthetic
 
-`--data` holds trees as for shared_small.py. The run is trained with configs/benchmarks/shared_small.yaml but fewer
+`--source` holds trees as for shared_small.py. The run is trained with configs/benchmarks/shared_small.yaml but fewer
 steps, followed with `fmad follow --once`, and then every checkpoint is scored on the test images, which is what the
 follower never does. Nothing is chosen by these figures.
 """
@@ -19,15 +19,16 @@ from statistics import median
 import torch
 from scipy.stats import spearmanr
 
-from fmad_dist.config_files import parse_config
-from fmad_dist.detector import Detector
-from fmad_dist.evaluation.evaluator import own_test_batches, scored_images
-from fmad_dist.evaluation.state import EvaluationState
-from fmad_dist.evaluation.synthetic import SyntheticSet
+from fmad_dist.base.world import World
+from fmad_dist.config.files import parse_config
+from fmad_dist.detector.detector import Detector
+from fmad_dist.evaluation.labelled_images import LabelledImages, scored_images, shards_of_test_split
 from fmad_dist.flow.noise import content_keys
+from fmad_dist.follow.synthetic import SyntheticSet
+from fmad_dist.metrics.compute import compute_results
+from fmad_dist.metrics.state import EvaluationState
 from fmad_dist.training.checkpoint_reader import read_averages
 from fmad_dist.training.export import RunParts, checkpoints_of
-from fmad_dist.world import World
 
 DATASETS = ("mvtec_ad", "mpdd", "surface")
 METRICS = {"image_auroc": "image AUROC", "aupro": "AUPRO"}
@@ -35,7 +36,7 @@ METRICS = {"image_auroc": "image AUROC", "aupro": "AUPRO"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--every", type=int, default=75, help="steps between checkpoints")
@@ -66,7 +67,7 @@ def main() -> None:
 def train(arguments: argparse.Namespace) -> None:
     shards = [str(arguments.out / "data" / name) for name in DATASETS]
     for name, out in zip(DATASETS, shards, strict=True):
-        source = str(arguments.data / name)
+        source = str(arguments.source / name)
         fmad("data", "convert", "--layout", "mvtec", "--dataset", name, "--source", source, "--out", out)
     fmad(
         *("train", "--config", "configs/benchmarks/shared_small.yaml", "--processes", arguments.processes),
@@ -91,7 +92,8 @@ def real_metrics(parts: RunParts, per_step: dict[int, Detector]) -> tuple[dict, 
     mixture, first = parts.data.mixture, next(iter(per_step.values()))
     states = {step: EvaluationState(parts.config.protocol) for step in per_step}
     areas: dict[str, list[float]] = {}
-    for batch in own_test_batches(first, mixture, World(), workers=0, title="test split"):
+    images = LabelledImages(mixture, first.image_size, first.spec.protocol.map_size)
+    for batch in images.read([batch for shard in shards_of_test_split(mixture) for batch in shard]):
         x, keys = first.features(batch.images), content_keys(batch.images)
         for step, detector in per_step.items():
             for scored in scored_images(mixture, batch, detector.score(x, keys)):
@@ -99,7 +101,7 @@ def real_metrics(parts: RunParts, per_step: dict[int, Detector]) -> tuple[dict, 
         for row, mask in zip(batch.rows, batch.masks, strict=True):
             if mask.any():
                 areas.setdefault(mixture.class_names[mixture.class_numbers[row]], []).append(100 * mask.mean())
-    found = {step: state.compute().classes for step, state in states.items()}
+    found = {step: compute_results(state).classes for step, state in states.items()}
     values = {
         step: {name: {metric: getattr(one.metrics, metric) for metric in METRICS} for name, one in classes.items()}
         for step, classes in found.items()

@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from fmad_dist.detector import Detector
-from fmad_dist.images import open_image, square_rgb
-from fmad_dist.onnx.agreement import compare, run, runtime
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.onnx import compare, run, runtime
+from fmad_dist.images.codec import open_image, square_rgb
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from onnx_speed import read
 from soak import ModelServer, registered, sent, table
 
-from fmad_dist.detector import Detector
-from fmad_dist.onnx.agreement import run, runtime
-from fmad_dist.registry.parity import spread
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.onnx import run, runtime
+from fmad_dist.registry.evidence import spread
 
 BATCH = 10
 
@@ -61,7 +61,7 @@ def evaluated(options: argparse.Namespace, scratch: Path, names: list[str]) -> l
     """The evaluation makes no decisions."""
     data = scratch / "data"
     fmad("data", "convert", "--layout", "mvtec", "--dataset", "d", "--source", options.tree, "--out", data)
-    fmad("evaluate", "--model", options.detector, "--manifest", data, "--out", scratch / "results")
+    fmad("evaluate", "--model", options.detector, "--data", data, "--out", scratch / "results")
     rows = csv.DictReader((scratch / "results" / "scores.csv").read_text().splitlines())
     scores = {row["sample_id"]: float(row["score"]) for row in rows}
     return [(scores[f"d/{name.removesuffix('.png')}"], None) for name in names]

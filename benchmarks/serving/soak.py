@@ -21,10 +21,10 @@ from urllib.error import HTTPError
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "services"))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for tests.support
 
-from model_server import ModelServer, table
-from sent_images import encoded, odd_images, picture, sent
+from tests.support.model_server import ModelServer, table
+from tests.support.sent_images import encoded, odd_images, picture, sent
 
 REFUSED = ("truncated", "bomb", "animated", "garbage")
 ODD_SHARE = 0.3
@@ -53,15 +53,17 @@ def main() -> None:
 
 def registered(detector: Path, scratch: Path) -> str:
     """The tracking URI of a new registry with this detector as models:/soak/1."""
-    from fmad_dist.config import RunConfig, TrackingConfig
+    from fmad_dist.config.run import RunConfig, TrackingConfig
+    from fmad_dist.registry.register import register_trained
     from fmad_dist.tracking.record import RunRecord
-    from fmad_dist.tracking.runs import TrackedRun, tracking_uri
+    from fmad_dist.tracking.runs import TrackedRun
+    from fmad_dist.tracking.server import tracking_uri
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     config = RunConfig(name="soak", output=str(scratch), tracking=TrackingConfig(model_name="soak"))
     tracked = TrackedRun(config, RunRecord(config.run_dir, is_main=True))
     tracked.start(None)
-    tracked.finish(detector)
+    register_trained(tracked, detector)
     tracked.close()
     return tracking_uri(config)
 

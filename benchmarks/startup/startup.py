@@ -1,4 +1,5 @@
-"""CPU seconds of a training process's imports and of its end, with and without fmad_dist/startup.py, turn by turn.
+"""CPU seconds of the imports and the end of a training and of an evaluating process, with and without what fmad does to
+spare them (base/process.py, base/deepspeed.py, features/light_timm.py), turn by turn.
 
 python benchmarks/startup/startup.py --out benchmarks/startup
 """
@@ -13,10 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-IMPORTS = "import fmad_dist.training.loop, deepspeed, accelerate, transformers.integrations"
+TRAINING = "import fmad_dist.training.loop, deepspeed, accelerate, transformers.integrations"
+EVALUATION = "import fmad_dist.evaluation.evaluate"
+SPARED = "from fmad_dist.base.process import end_process, spare_collector; spare_collector(); "
 WAYS = {
-    "plain": IMPORTS,
-    "fmad": f"from fmad_dist.startup import *; spare_collector(); import_deepspeed(); {IMPORTS}; end_process(0)",
+    "training, as the libraries do it": f"import timm; {TRAINING}",
+    "training, fmad": "from fmad_dist.base.deepspeed import import_deepspeed; "
+    f"{SPARED}import_deepspeed(); {TRAINING}; end_process(0)",
+    "evaluation, as the libraries do it": f"import timm; {EVALUATION}",
+    "evaluation, fmad": f"{SPARED}{EVALUATION}; end_process(0)",
 }
 
 

@@ -1,6 +1,6 @@
 """Does a bad MLflow server slow training down? Step times of one real training while its server misbehaves.
 
-    python benchmarks/tracking/steps.py --manifest data/mvtec_ad --out benchmarks/tracking
+    python benchmarks/tracking/steps.py --data data/mvtec_ad --out benchmarks/tracking
 
 A real `mlflow server` behind a proxy that answers 500, hangs, refuses the token; then the server is killed, and started
 again. Every step is logged, which is far more than usual. Beside it the same training without tracking. At the end
@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "services"))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for tests.support
 
-from mlflow_server import BadProxy, MlflowServer  # noqa: E402
+from tests.support.mlflow_server import BadProxy, MlflowServer  # noqa: E402
 
 PHASES = (("none", "healthy"), ("error", "status 500"), ("hang", "hangs"), ("forbidden", "status 401"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", required=True, help="a converted dataset")
+    parser.add_argument("--data", required=True, help="a converted dataset")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--phase-s", type=float, default=20.0, help="seconds of each fault; killed: three times")
     parser.add_argument("--steps", type=int, default=900)
@@ -50,7 +50,7 @@ def main() -> None:
 
 def start(folder: Path, options: argparse.Namespace, name: str, *words: str) -> subprocess.Popen[bytes]:
     config = folder / "config.yaml"
-    config.write_text(f"output: {folder}/runs\ndata: {{manifests: [{options.manifest}], workers: 0}}\n")
+    config.write_text(f"output: {folder}/runs\ndata: {{manifests: [{options.data}], workers: 0}}\n")
     command = [sys.executable, "-m", "fmad_dist.cli", "train", "--config", str(config), "--processes", "1"]
     command += [f"name={name}", f"train.steps={options.steps}", "train.global_batch=4", "train.log_every=1"]
     command += [f"features.cache={folder}/features", "train.checkpoint_every=100000", *words]

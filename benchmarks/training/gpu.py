@@ -1,6 +1,6 @@
 """images/s, MFU and memory of `fmad train` on one GPU beside a plain PyTorch loop under DDP, from cached features.
 
-    python benchmarks/training/gpu.py --manifest data/mvtec_ad --out benchmarks/training
+    python benchmarks/training/gpu.py --data data/mvtec_ad --out benchmarks/training
 
 Both in bf16 with torch.compile, AdamW, clipped gradients and averaged weights. fmad runs as `fmad train` does (ZeRO-2,
 accelerate, its stream and its log) but saves nothing at the end; the peer is `plain` below, one function, which
@@ -27,21 +27,21 @@ from plain_loop import read_features
 from torch import nn
 from torch.nn import functional
 
-from fmad_dist.config import RunConfig
-from fmad_dist.config_files import load_config
+from fmad_dist.config.files import load_config
+from fmad_dist.config.run import RunConfig
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
 from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.training.accelerators import find_accelerator
 from fmad_dist.training.budget import Layout, layout_of, memory_budget
 from fmad_dist.training.engine import smallest_gpu
+from fmad_dist.training.throughput import find_accelerator
 
 CHANNELS, GRID = 192, 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", required=True, help="a converted dataset; its size does not matter")
+    parser.add_argument("--data", required=True, help="a converted dataset; its size does not matter")
     parser.add_argument("--presets", nargs="+", default=["B", "L", "G"])
     parser.add_argument("--batches", nargs="+", type=int, default=[256, 256, 128], help="for each preset")
     parser.add_argument("--steps", type=int, default=60)
@@ -68,7 +68,7 @@ def main() -> None:
                 show(rows, options.out)
         for preset, batch in [] if options.skip_plain else sizes:
             cache = next(path.parent for path in (Path(scratch) / "features").glob("*/cache.json"))
-            command = [__file__, "--manifest", "-", "--out", "-", "--steps", str(options.steps), "--worker"]
+            command = [__file__, "--data", "-", "--out", "-", "--steps", str(options.steps), "--worker"]
             rows.append({"what": "plain loop, DDP", "preset": preset, "batch": batch})
             rows[-1] |= json.loads(run([*command, str(cache), preset, str(batch)]).splitlines()[-1])
             show(rows, options.out)
@@ -88,7 +88,7 @@ def fmad(preset: str, batch: int, stage: int, options: argparse.Namespace, scrat
     tree = {
         "name": name,
         "output": str(scratch / "runs"),
-        "data": {"manifests": [options.manifest], "workers": 4},
+        "data": {"manifests": [options.data], "workers": 4},
         "features": {"cache": str(scratch / "features")},
         "model": {"preset": preset},
         "train": train | {"checkpoint_every": 10**6, "warmup_samples": 0},
@@ -97,7 +97,7 @@ def fmad(preset: str, batch: int, stage: int, options: argparse.Namespace, scrat
     config = scratch / f"{name}.json"
     config.write_text(json.dumps(tree))
     start = time.time()
-    run([__file__, "--manifest", "-", "--out", "-", "--train", str(config)])
+    run([__file__, "--data", "-", "--out", "-", "--train", str(config)])
     whole = time.time() - start
     lines = [json.loads(line) for line in (scratch / "runs" / name / "metrics.jsonl").read_text().splitlines()]
     counted = lines[2:]

@@ -82,13 +82,13 @@ def accelerator() -> str:
 
 def measure(preset: str, stage: int, batch: int, accumulation: int, precision: str, file: Path) -> None:
     """One of the training processes."""
-    from fmad_dist.config import TrainConfig
+    from fmad_dist.base.world import World
+    from fmad_dist.config.run import TrainConfig
     from fmad_dist.networks.dit import PRESETS, DiTSpec
     from fmad_dist.stream.plan import BatchLayout
     from fmad_dist.training.budget import Layout, memory_budget
     from fmad_dist.training.engine import compute_dtype, start_accelerator
     from fmad_dist.training.throughput import memory_bytes
-    from fmad_dist.world import World
 
     world = World.from_environment()
     spec = DiTSpec(CHANNELS, GRID, *PRESETS[preset])
@@ -111,8 +111,8 @@ def measure(preset: str, stage: int, batch: int, accumulation: int, precision: s
 
 def train(accelerator: Any, spec: Any, config: Any, batch: int, rounds: int) -> None:
     from fmad_dist.networks.build import build_network
-    from fmad_dist.training.ema import ShardedEma
     from fmad_dist.training.engine import build_engine
+    from fmad_dist.training.weights import ShardedEma
 
     torch.manual_seed(0)
     engine = build_engine(accelerator, build_network(spec), config)

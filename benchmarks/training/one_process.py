@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from fmad_dist.config import RunConfig
-from fmad_dist.world import World
+from fmad_dist.base.world import World
+from fmad_dist.config.run import RunConfig
 
 
 def train_without_saving(config: RunConfig, port: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from one_process import train_without_saving
 from torch.profiler import ProfilerActivity, profile
 
-from fmad_dist.config_files import load_config
+from fmad_dist.config.files import load_config
 from fmad_dist.training.step import StepRunner
 
 FIRST, COUNT = 20, 4

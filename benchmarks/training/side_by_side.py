@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
+from fmad_dist.base.process import SPINS
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
-from fmad_dist.startup import SPINS
 
 BATCH, CHANNELS, GRID = 8, 192, 16
 WAYS = {"as OpenMP does it": {}, "as fmad does it": {"GOMP_SPINCOUNT": SPINS}}

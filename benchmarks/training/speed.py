@@ -1,6 +1,6 @@
 """images/s of training from cached features beside a plain PyTorch loop and beside our loop without DeepSpeed.
 
-    python benchmarks/training/speed.py --manifest data/mvtec_ad --presets tiny small --out speed.json
+    python benchmarks/training/speed.py --data data/mvtec_ad --presets tiny small --out speed.json
 
 All in fp32 with the same network, batch and number of steps; the first quarter of each run is not counted. The cases
 take turns, `--repeats` times, and the median is reported. "no DeepSpeed" is our stream, objective, step and average
@@ -27,7 +27,7 @@ CORES = os.cpu_count() or 1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", required=True, help="a converted dataset")
+    parser.add_argument("--data", required=True, help="a converted dataset")
     parser.add_argument("--presets", nargs="+", default=["tiny", "small", "B"])
     parser.add_argument("--steps", nargs="+", type=int, default=[80, 40, 12], help="for each preset")
     parser.add_argument("--batch", type=int, default=16)
@@ -58,7 +58,7 @@ def compare(preset: str, steps: int, arguments: argparse.Namespace, scratch: Pat
     train = {"steps": steps, "log_every": max(1, steps // 4), "global_batch": arguments.batch, "precision": "fp32"}
     tree = {
         "output": str(scratch / "runs"),
-        "data": {"manifests": [arguments.manifest], "workers": 0},
+        "data": {"manifests": [arguments.data], "workers": 0},
         "features": {"cache": str(scratch / "features")},
         "model": {"preset": preset},
         "train": train | {"betas": [0.9, 0.95], "checkpoint_every": 10**6},
@@ -69,7 +69,7 @@ def compare(preset: str, steps: int, arguments: argparse.Namespace, scratch: Pat
     fmad_train(config, f"{preset}-warm", 1, "train.steps=1")  # computes the features
     cache = next(path.parent for path in (scratch / "features").glob("*/cache.json"))
     plain = [str(HERE / "plain_loop.py"), str(cache), preset, str(steps), str(arguments.batch), str(CORES)]
-    bare = [__file__, "--manifest", arguments.manifest, "--worker", str(config)]
+    bare = [__file__, "--data", arguments.data, "--worker", str(config)]
     found: dict[str, list[float]] = {"plain": [], "no_deepspeed": [], "fmad": [], "fmad_2": []}
     for turn in range(arguments.repeats):
         found["plain"].append(printed(plain))
@@ -123,24 +123,22 @@ class BareEngine:
 
 def without_deepspeed(path: str) -> float:
     """images/s of our loop around a bare optimizer."""
-    from fmad_dist.config_files import load_config
+    from fmad_dist.base.world import World
+    from fmad_dist.config.files import load_config
     from fmad_dist.features.prepare import prepare_features
     from fmad_dist.flow.objective import FlowMatching
     from fmad_dist.networks.build import build_network, network_spec
     from fmad_dist.stream.plan import BatchLayout
     from fmad_dist.training.data import open_data
-    from fmad_dist.training.ema import ShardedEma
-    from fmad_dist.training.engine import gather_objects
-    from fmad_dist.training.guard import NonFiniteGuard
-    from fmad_dist.training.schedule import learning_rate
-    from fmad_dist.training.step import StepRunner
+    from fmad_dist.training.place import Place
+    from fmad_dist.training.step import NonFiniteGuard, StepRunner, learning_rate
     from fmad_dist.training.throughput import Meter
-    from fmad_dist.world import World
+    from fmad_dist.training.weights import ShardedEma
 
     config = load_config(path)
     settings, world = config.train, World()
     data = open_data(config)
-    features = prepare_features(config.features, data, world, torch.device("cpu"), gather_objects)
+    features = prepare_features(config, data, world, torch.device("cpu"))
     torch.manual_seed(0)
     network = build_network(network_spec(config.model, features.backbone.num_channels, config.features.grid)).train()
     engine: Any = BareEngine(network, settings.lr)
@@ -149,10 +147,11 @@ def without_deepspeed(path: str) -> float:
     runner = StepRunner(engine, ema, features, objective, config.model, NonFiniteGuard(5, 0))
     layout = BatchLayout.fit(settings.global_batch, None, 1)
     meter = Meter()
-    for step, batch in enumerate(data.batches(features.source, layout, 0, 0, settings.steps, pin=False)):
+    starts = range(0, settings.steps * settings.global_batch, settings.global_batch)
+    for step, batch in enumerate(data.batches(features.source, layout, 0, starts, pin=False)):
         if step == settings.steps // 4:
             meter.read()
-        runner.run([batch], learning_rate(settings, step))
+        runner.run([batch], learning_rate(settings, Place(step, step * settings.global_batch)))
         meter.count(settings.global_batch)
     return meter.read()["images_per_s"]
 

@@ -1,6 +1,6 @@
 """What `fmad train` costs on one CPU process: steps of three loops take turns in one process.
 
-    python benchmarks/training/turns.py --manifest data/mvtec_ad --preset small --steps 8 --out turns_small.json
+    python benchmarks/training/turns.py --data data/mvtec_ad --preset small --steps 8 --out turns_small.json
 
 speed.py compares whole runs; where other work shares the machine, or the machine is another one from minute to minute,
 two runs of the same thing differ by more than what is asked for. Here neighbours in time are compared: a step of
@@ -23,7 +23,7 @@ import torch
 from plain_loop import plain_step
 from speed import CORES, BareEngine
 
-from fmad_dist.config_files import parse_config
+from fmad_dist.config.files import parse_config
 
 KINDS = ("plain", "bare", "fmad")
 STEPS = 1000  # that the rate falls over; more than are run
@@ -31,7 +31,7 @@ STEPS = 1000  # that the rate falls over; more than are run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", required=True, help="a converted dataset")
+    parser.add_argument("--data", required=True, help="a converted dataset")
     parser.add_argument("--features", default="features", help="folder of its feature cache")
     parser.add_argument("--preset", default="small", help="one in a process: accelerate starts once")
     parser.add_argument("--steps", type=int, default=8, help="of each kind")
@@ -75,23 +75,22 @@ def measure(preset: str, steps: int, arguments: argparse.Namespace) -> dict[str,
 
 def build(preset: str, arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """One step of each kind, on the same features."""
+    from fmad_dist.base.world import World
     from fmad_dist.features.prepare import prepare_features
     from fmad_dist.flow.objective import FlowMatching
     from fmad_dist.networks.build import build_network, network_spec
     from fmad_dist.stream.plan import BatchLayout
     from fmad_dist.training.data import open_data
-    from fmad_dist.training.ema import ShardedEma
-    from fmad_dist.training.engine import build_engine, gather_objects, start_accelerator
-    from fmad_dist.training.guard import NonFiniteGuard
-    from fmad_dist.training.step import StepRunner
-    from fmad_dist.world import World
+    from fmad_dist.training.engine import build_engine, start_accelerator
+    from fmad_dist.training.step import NonFiniteGuard, StepRunner
+    from fmad_dist.training.weights import ShardedEma
 
-    tree = {"data": {"manifests": [arguments.manifest], "workers": 0}, "features": {"cache": arguments.features}}
+    tree = {"data": {"manifests": [arguments.data], "workers": 0}, "features": {"cache": arguments.features}}
     train = {"global_batch": arguments.batch, "precision": "fp32", "betas": [0.9, 0.95], "steps": STEPS}
     config = parse_config(tree | {"model": {"preset": preset}, "train": train}, source="turns")
     world, layout = World(), BatchLayout.fit(arguments.batch, None, 1)
     data = open_data(config)
-    features = prepare_features(config.features, data, world, torch.device("cpu"), gather_objects)
+    features = prepare_features(config, data, world, torch.device("cpu"))
     spec = network_spec(config.model, features.backbone.num_channels, config.features.grid)
     accelerator = start_accelerator(config.train, layout, world)
     engines: dict[str, Any] = {}
@@ -105,7 +104,9 @@ def build(preset: str, arguments: argparse.Namespace) -> dict[str, Callable[[], 
         ema = ShardedEma(engine.optimizer, config.train.ema)
         objective = FlowMatching(config.objective, config.train.seed)
         runner = StepRunner(engine, ema, features, objective, config.model, NonFiniteGuard(5, 0))
-        batches = iter(data.batches(features.source, layout, 0, 0, STEPS, pin=False))
+        batches = iter(
+            data.batches(features.source, layout, 0, range(0, STEPS * arguments.batch, arguments.batch), pin=False)
+        )
         return lambda: runner.run([next(batches)], 1e-4)
 
     source: Any = features.source

@@ -1,19 +1,20 @@
 """A blister pack with six two-coloured capsules on embossed foil."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from data_tools.demo.product import Flaw, Product
-from fmad_dist.flaws.canvas import Colour, Grid, blend, box, scale, segment, smooth_noise
-from fmad_dist.flaws.surface import Painted, contamination, crack, hole
+from data_tools.demo.product import Product
+from fmad_dist.defects.canvas import Colour, Grid, Rng, blend, box, scale, segment, smooth_noise
+from fmad_dist.defects.surface import Painted, contamination, crack, hole
 
-PLACES = tuple((x, y) for y in (-0.36, 0.36) for x in (-0.54, 0.0, 0.54))
+CENTRES = tuple((x, y) for y in (-0.36, 0.36) for x in (-0.54, 0.0, 0.54))
 RED: Colour = (0.70, 0.13, 0.10)
 CREAM: Colour = (0.90, 0.85, 0.70)
 _WRONG: tuple[Colour, ...] = ((0.80, 0.38, 0.10), (0.45, 0.12, 0.30), (0.22, 0.36, 0.55))
 _RADIUS, _HALF_LENGTH = 0.115, 0.125
-_POCKET_REACH = (0.27, 0.40)  # a pocket and its shadows, wherever the variation puts it
+_POCKET_REACH = (0.27, 0.40)  # a pocket and its shadows, wherever the variation moves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,9 @@ class Blister:
     capsules: tuple[Capsule | None, ...]
 
 
-def describe(rng: np.random.Generator, held_out: bool) -> Blister:
-    del held_out
+def describe(rng: Rng, _held_out: bool) -> Blister:
     capsules = tuple(
-        Capsule((x + rng.normal(0, 0.008), y + rng.normal(0, 0.010)), rng.normal(0, 0.05)) for x, y in PLACES
+        Capsule((x + rng.normal(0, 0.008), y + rng.normal(0, 0.010)), rng.normal(0, 0.05)) for x, y in CENTRES
     )
     centre = (rng.normal(0, 0.012), rng.normal(0, 0.012))
     return Blister(centre, rng.normal(0, 0.015), int(rng.integers(2**31)), capsules)
@@ -48,13 +48,13 @@ def paint(blister: Blister, grid: Grid) -> Painted:
     foil = 0.60 + 0.055 * emboss + 0.03 * smooth_noise(rng, grid.size, 6) + 0.012 * smooth_noise(rng, grid.size, 120)
     colour = foil[..., None] * np.array([0.98, 1.0, 1.03])
     body = np.zeros_like(x)
-    for place, capsule in zip(PLACES, blister.capsules, strict=True):
-        near = grid.window(place, _POCKET_REACH)
-        part = _cavity(grid, colour[near], x[near] - place[0], y[near] - place[1])
+    for centre, capsule in zip(CENTRES, blister.capsules, strict=True):
+        near = grid.window(centre, _POCKET_REACH)
+        part = _cavity(grid, colour[near], x[near] - centre[0], y[near] - centre[1])
         if capsule is not None:
             part, covered = _capsule(grid, part, capsule, x[near], y[near])
             body[near] = np.maximum(body[near], covered)
-        colour[near] = _plastic_shine(grid, part, x[near] - place[0], y[near] - place[1])
+        colour[near] = _plastic_shine(grid, part, x[near] - centre[0], y[near] - centre[1])
     return Painted(colour, body)
 
 
@@ -97,22 +97,21 @@ def _plastic_shine(grid: Grid, colour: np.ndarray, x: np.ndarray, y: np.ndarray)
     return blend(colour, (0.95, 0.96, 0.98), 0.40 * arc * np.clip((-x - y) / 0.25 - 0.3, 0, 1))
 
 
-def _missing(blister: Blister, rng: np.random.Generator, severity: float) -> Blister:
-    del severity
-    return _with(blister, int(rng.integers(len(PLACES))), None)
+def _missing(blister: Blister, rng: Rng, _severity: float) -> Blister:
+    return _with(blister, int(rng.integers(len(CENTRES))), None)
 
 
-def _broken(blister: Blister, rng: np.random.Generator, severity: float) -> Blister:
+def _broken(blister: Blister, rng: Rng, severity: float) -> Blister:
     """A part of the capsule has broken off."""
-    number = int(rng.integers(len(PLACES)))
+    number = int(rng.integers(len(CENTRES)))
     capsule = blister.capsules[number]
     assert capsule is not None
     return _with(blister, number, replace(capsule, filled=0.95 - 0.6 * severity - 0.15 * rng.uniform()))
 
 
-def _wrong_colour(blister: Blister, rng: np.random.Generator, severity: float) -> Blister:
+def _wrong_colour(blister: Blister, rng: Rng, severity: float) -> Blister:
     """A capsule of another product; mild ones differ by a shade."""
-    number = int(rng.integers(len(PLACES)))
+    number = int(rng.integers(len(CENTRES)))
     capsule, other = blister.capsules[number], np.array(_WRONG[rng.integers(len(_WRONG))])
     assert capsule is not None
     mixed = np.array(RED) + (other - np.array(RED)) * (0.3 + 0.7 * severity)
@@ -124,15 +123,13 @@ def _with(blister: Blister, number: int, capsule: Capsule | None) -> Blister:
 
 
 BLISTER = Product(
-    "blister",
-    describe,
-    paint,
-    {
-        "missing": Flaw(change=_missing),
-        "broken": Flaw(change=_broken),
-        "colour": Flaw(change=_wrong_colour),
-        "crack": Flaw(overlay=crack(0.2, 0.25)),
-        "dent": Flaw(overlay=hole((0.25, 0.10, 0.08), 0.02, 0.055)),
-        "contamination": Flaw(overlay=contamination(((0.10, 0.10, 0.12), (0.20, 0.35, 0.20), (0.92, 0.92, 0.90)))),
+    name="blister",
+    describe=describe,
+    paint=paint,
+    changes={"missing": _missing, "broken": _broken, "colour": _wrong_colour},
+    overlays={
+        "crack": partial(crack, depth=0.2, bend=0.25),
+        "dent": partial(hole, depth=(0.25, 0.10, 0.08), radii=(0.02, 0.055)),
+        "contamination": partial(contamination, paints=((0.10, 0.10, 0.12), (0.20, 0.35, 0.20), (0.92, 0.92, 0.90))),
     },
 )

@@ -5,14 +5,14 @@ crops from the right half.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from data_tools.demo.product import Flaw, Product
-from fmad_dist.flaws.canvas import Grid
-from fmad_dist.flaws.surface import Painted, contamination, crack, hole, stain
+from data_tools.demo.product import Product
+from fmad_dist.defects.canvas import Grid, Rng
+from fmad_dist.defects.surface import Painted, contamination, crack, hole, stain
 
 _SIDE = 512  # pixels of the photograph
 _HORIZON = -1500.0  # row in which the joints of the bricks would meet
@@ -29,7 +29,7 @@ class Crop:
     zoom: float
 
 
-def describe(rng: np.random.Generator, held_out: bool) -> Crop:
+def describe(rng: Rng, held_out: bool) -> Crop:
     zoom = rng.uniform(0.96, 1.04)
     first = (_LEFT + _RIGHT) / 2 if held_out else _LEFT
     return Crop(
@@ -65,14 +65,14 @@ def _photograph() -> np.ndarray:
 
 
 BRICK = Product(
-    "brick",
-    describe,
-    paint,
-    {
-        "crack": Flaw(overlay=crack(0.2)),
-        "hole": Flaw(overlay=hole((0.14, 0.14, 0.14), 0.04, 0.10)),
-        "paint": Flaw(overlay=contamination(((0.9, 0.9, 0.9), (0.15, 0.15, 0.15)))),
-        "damp": Flaw(overlay=stain((0.5, 0.5, 0.5))),
+    name="brick",
+    describe=describe,
+    paint=paint,
+    overlays={
+        "crack": partial(crack, depth=0.2),
+        "hole": partial(hole, depth=(0.14, 0.14, 0.14), radii=(0.04, 0.10)),
+        "paint": partial(contamination, paints=((0.9, 0.9, 0.9), (0.15, 0.15, 0.15))),
+        "damp": partial(stain, tint=(0.5, 0.5, 0.5)),
     },
     grey=True,
 )

@@ -1,12 +1,13 @@
 """A twill fabric with a faint stripe, seen close enough to tell the yarns apart."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from data_tools.demo.product import Flaw, Product
-from fmad_dist.flaws.canvas import Grid, scale, smooth_noise
-from fmad_dist.flaws.surface import Painted, cut, hole, loose_thread, stain
+from data_tools.demo.product import Product
+from fmad_dist.defects.canvas import Grid, Rng, scale, smooth_noise
+from fmad_dist.defects.surface import Painted, cut, hole, loose_thread, stain
 
 _YARNS = 44  # per picture side
 
@@ -16,15 +17,10 @@ class Fabric:
     shift: tuple[float, float]  # in yarns
     angle: float
     texture_seed: int
-    pulled: tuple[float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-    )  # place, half length and amount of a gap
+    pulled: tuple[float, float, float] = (0.0, 0.0, 0.0)  # centre, half length and amount of a gap
 
 
-def describe(rng: np.random.Generator, held_out: bool) -> Fabric:
-    del held_out
+def describe(rng: Rng, _held_out: bool) -> Fabric:
     shift = (float(rng.uniform(0, 4)), float(rng.uniform(0, 4)))
     return Fabric(shift, rng.normal(0, 0.02), int(rng.integers(2**31)))
 
@@ -52,26 +48,26 @@ def paint(fabric: Fabric, grid: Grid) -> Painted:
 
 def _gap(fabric: Fabric, x: np.ndarray, weft: np.ndarray) -> np.ndarray:
     """How much of the weft is missing, (S, S) in [0, 1]."""
-    place, half, amount = fabric.pulled
+    centre, half, amount = fabric.pulled
     if not half:
         return np.zeros(x.shape)
-    row = int((place + 1) * _YARNS / 2 + fabric.shift[1])
-    return np.where((weft == row) & (np.abs(x - place * 0.3) < half), amount, 0.0)
+    row = int((centre + 1) * _YARNS / 2 + fabric.shift[1])
+    return np.where((weft == row) & (np.abs(x - centre * 0.3) < half), amount, 0.0)
 
 
-def _pulled_yarn(fabric: Fabric, rng: np.random.Generator, severity: float) -> Fabric:
+def _pulled_yarn(fabric: Fabric, rng: Rng, severity: float) -> Fabric:
     return replace(fabric, pulled=(rng.uniform(-0.8, 0.8), rng.uniform(0.25, 0.7), 0.45 + 0.5 * severity))
 
 
 FABRIC = Product(
-    "fabric",
-    describe,
-    paint,
-    {
-        "cut": Flaw(overlay=cut((0.07, 0.07, 0.09), (0.66, 0.70, 0.76))),
-        "hole": Flaw(overlay=hole((0.08, 0.08, 0.10), 0.035, 0.10)),
-        "stain": Flaw(overlay=stain((0.62, 0.50, 0.40))),
-        "thread": Flaw(overlay=loose_thread((0.80, 0.78, 0.72))),
-        "pulled_yarn": Flaw(change=_pulled_yarn),
+    name="fabric",
+    describe=describe,
+    paint=paint,
+    changes={"pulled_yarn": _pulled_yarn},
+    overlays={
+        "cut": partial(cut, ground=(0.07, 0.07, 0.09), thread=(0.66, 0.70, 0.76)),
+        "hole": partial(hole, depth=(0.08, 0.08, 0.10), radii=(0.035, 0.10)),
+        "stain": partial(stain, tint=(0.62, 0.50, 0.40)),
+        "thread": partial(loose_thread, paint=(0.80, 0.78, 0.72)),
     },
 )

@@ -1,12 +1,13 @@
 """A turned steel gear with a keyed bore, lying on a light table."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from data_tools.demo.product import Flaw, Product
-from fmad_dist.flaws.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
-from fmad_dist.flaws.surface import Painted, contamination, crack, scratch
+from data_tools.demo.product import Product
+from fmad_dist.defects.canvas import Grid, Rng, blend, box, circle, on_canvas, scale, smooth_noise
+from fmad_dist.defects.surface import Painted, contamination, crack, scratch
 
 NUM_TEETH = 24
 ROOT, TIP = 0.68, 0.82  # radii
@@ -23,8 +24,7 @@ class Gear:
     burr: float = 0.0  # size of metal left standing in the keyway
 
 
-def describe(rng: np.random.Generator, held_out: bool) -> Gear:
-    del held_out
+def describe(rng: Rng, _held_out: bool) -> Gear:
     return Gear(
         centre=(rng.normal(0, 0.012), rng.normal(0, 0.012)),
         angle=rng.normal(0, 0.05),
@@ -65,9 +65,7 @@ def _tooth_distance(gear: Gear, radius: np.ndarray, angle: np.ndarray) -> np.nda
     return (radius - ROOT - height) * 0.8
 
 
-def _metal(
-    gear: Gear, grid: Grid, rng: np.random.Generator, radius: np.ndarray, angle: np.ndarray, outer: np.ndarray
-) -> np.ndarray:
+def _metal(gear: Gear, grid: Grid, rng: Rng, radius: np.ndarray, angle: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """Turned face: concentric tool marks, a conical highlight, a darker hub ring and a lit edge."""
     marks = np.interp(radius, np.linspace(0, 1.5, 400), rng.standard_normal(400))
     cone = np.cos(2 * (angle + gear.angle - gear.shine))
@@ -87,7 +85,7 @@ def _open(grid: Grid, colour: np.ndarray, body: np.ndarray, table: np.ndarray, d
     body *= grid.coverage(0.03 - distance)
 
 
-def _broken_tooth(gear: Gear, rng: np.random.Generator, severity: float) -> Gear:
+def _broken_tooth(gear: Gear, rng: Rng, severity: float) -> Gear:
     """One to three neighbouring teeth are chipped or missing."""
     first, count = int(rng.integers(NUM_TEETH)), 1 + int(severity > 0.7) + int(severity > 0.9)
     teeth = list(gear.teeth)
@@ -96,20 +94,19 @@ def _broken_tooth(gear: Gear, rng: np.random.Generator, severity: float) -> Gear
     return replace(gear, teeth=tuple(teeth))
 
 
-def _blocked_keyway(gear: Gear, rng: np.random.Generator, severity: float) -> Gear:
+def _blocked_keyway(gear: Gear, rng: Rng, severity: float) -> Gear:
     """The keyway was not cut to its full length."""
     return replace(gear, burr=0.02 + 0.05 * severity + abs(rng.normal(0, 0.004)))
 
 
 GEAR = Product(
-    "gear",
-    describe,
-    paint,
-    {
-        "tooth": Flaw(change=_broken_tooth),
-        "keyway": Flaw(change=_blocked_keyway),
-        "scratch": Flaw(overlay=scratch(0.92)),
-        "crack": Flaw(overlay=crack(0.25)),
-        "rust": Flaw(overlay=contamination(((0.48, 0.24, 0.10), (0.38, 0.18, 0.08)))),
+    name="gear",
+    describe=describe,
+    paint=paint,
+    changes={"tooth": _broken_tooth, "keyway": _blocked_keyway},
+    overlays={
+        "scratch": partial(scratch, light=0.92),
+        "crack": partial(crack, depth=0.25),
+        "rust": partial(contamination, paints=((0.48, 0.24, 0.10), (0.38, 0.18, 0.08))),
     },
 )

@@ -1,15 +1,15 @@
 """A drilled, printed plate of brushed metal on a dark mat."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from data_tools.demo.product import Flaw, Product
-from fmad_dist.flaws.canvas import Grid, blend, box, circle, on_canvas, scale, smooth_noise
-from fmad_dist.flaws.surface import Painted, contamination, scratch, stain
+from data_tools.demo.product import Product
+from fmad_dist.defects.canvas import Grid, Rng, blend, box, circle, on_canvas, scale, smooth_noise
+from fmad_dist.defects.surface import Painted, contamination, scratch, stain
 
 HALF = (0.80, 0.62)
 HOLES = ((-0.66, -0.48), (0.66, -0.48), (-0.66, 0.48), (0.66, 0.48))
@@ -27,11 +27,10 @@ class Plate:
     label_at: tuple[float, float]
     label_ink: float
     label_worn: float = 0.0  # height of the threshold that wears the print off
-    flaw_seed: int = 0
+    wear_seed: int = 0
 
 
-def describe(rng: np.random.Generator, held_out: bool) -> Plate:
-    del held_out
+def describe(rng: Rng, _held_out: bool) -> Plate:
     return Plate(
         centre=(rng.normal(0, 0.012), rng.normal(0, 0.012)),
         angle=rng.normal(0, 0.022),
@@ -79,7 +78,7 @@ def _print(plate: Plate, grid: Grid, colour: np.ndarray, x: np.ndarray, y: np.nd
     rows, columns = (v + 1) / 2 * _LABEL[1], (u + 1) / 2 * _LABEL[0]
     ink = map_coordinates(_drawing(), [rows, columns], order=1, mode="constant")
     if plate.label_worn:
-        wear = smooth_noise(np.random.default_rng(plate.flaw_seed), grid.size, 9)
+        wear = smooth_noise(np.random.default_rng(plate.wear_seed), grid.size, 9)
         ink = ink * np.clip(0.5 + (wear[near] - plate.label_worn) * 4, 0, 1)
     colour[near] = blend(colour[near], (0.07, 0.09, 0.16), ink * plate.label_ink)
     return colour
@@ -98,8 +97,8 @@ def _drawing() -> np.ndarray:
     return np.asarray(drawing).astype(np.float64) / 255
 
 
-def _no_hole(plate: Plate, rng: np.random.Generator, severity: float) -> Plate:
-    """A hole that was not drilled, or (mild) was drilled too small or off its place."""
+def _no_hole(plate: Plate, rng: Rng, severity: float) -> Plate:
+    """A hole that was not drilled, or (mild) was drilled too small or off its centre."""
     number = int(rng.integers(len(plate.holes)))
     x, y, radius = plate.holes[number]
     kept = plate.holes[:number] + plate.holes[number + 1 :]
@@ -110,24 +109,23 @@ def _no_hole(plate: Plate, rng: np.random.Generator, severity: float) -> Plate:
     return replace(plate, holes=(*kept, moved))
 
 
-def _bad_print(plate: Plate, rng: np.random.Generator, severity: float) -> Plate:
-    """Worn ink, or a label at the wrong place."""
+def _bad_print(plate: Plate, rng: Rng, severity: float) -> Plate:
+    """Worn ink, or a label in the wrong position."""
     if rng.uniform() < 0.6:
-        return replace(plate, label_worn=-0.6 + 1.4 * severity, flaw_seed=int(rng.integers(2**31)))
+        return replace(plate, label_worn=-0.6 + 1.4 * severity, wear_seed=int(rng.integers(2**31)))
     x, y = plate.label_at
     side = rng.choice([-1, 1])
     return replace(plate, label_at=(x + side * (0.04 + 0.10 * severity), y + rng.normal(0, 0.02)))
 
 
 PLATE = Product(
-    "drilled_plate",
-    describe,
-    paint,
-    {
-        "scratch": Flaw(overlay=scratch(0.95)),
-        "stain": Flaw(overlay=stain((0.55, 0.42, 0.28))),
-        "hole": Flaw(change=_no_hole),
-        "print": Flaw(change=_bad_print),
-        "contamination": Flaw(overlay=contamination(((0.45, 0.12, 0.08), (0.12, 0.14, 0.12), (0.75, 0.68, 0.45)))),
+    name="drilled_plate",
+    describe=describe,
+    paint=paint,
+    changes={"hole": _no_hole, "print": _bad_print},
+    overlays={
+        "scratch": partial(scratch, light=0.95),
+        "stain": partial(stain, tint=(0.55, 0.42, 0.28)),
+        "contamination": partial(contamination, paints=((0.45, 0.12, 0.08), (0.12, 0.14, 0.12), (0.75, 0.68, 0.45))),
     },
 )

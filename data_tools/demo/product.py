@@ -6,46 +6,44 @@ of pixels in which the photographs with and without it differ.
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fmad_dist.flaws.canvas import Grid
-from fmad_dist.flaws.surface import Overlay, Painted
+from fmad_dist.defects.canvas import Grid, Rng
+from fmad_dist.defects.surface import Overlay, Painted
 
 _NOISE = 0.010  # deviation of the sensor noise, of full scale
 _VISIBLE = 10  # grey levels of 255
 _VISIBLE_PART = 0.0004  # of the picture: 26 pixels of 256 x 256
 
 
-Change = Callable[[Any, np.random.Generator, float], Any]
+Change = Callable[[Any, Rng, float], Any]  # (parts, rng, severity) -> parts
 
 
-@dataclass(frozen=True, slots=True)
-class Flaw:
-    """A kind of defect: a change of the product's parts, or something on its surface.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A class of the demo dataset: how one specimen varies, how it is drawn, and its kinds of defects by name.
 
-    Both get a severity in [0, 1], from just visible to clear.
+    A defect changes the product's parts or lies on its surface. Its severity is 0 (just visible) to 1 (clear).
     """
 
-    change: Change | None = None  # (parts, rng, severity) -> parts
-    overlay: Overlay | None = None  # (grid, painted, rng, severity) -> colour
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A class of the demo dataset. `describe` draws the natural variation of one specimen."""
-
     name: str
-    describe: Callable[[np.random.Generator, bool], Any]  # (rng, held_out) -> parts
+    describe: Callable[[Rng, bool], Any]  # (rng, held_out) -> parts of one specimen
     paint: Callable[[Any, Grid], Painted]
-    flaws: Mapping[str, Flaw]
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    overlays: Mapping[str, Overlay]
     grey: bool = False  # photographed by a camera without colour
+
+    @property
+    def defects(self) -> list[str]:
+        """The names of all kinds of defects, sorted."""
+        return sorted([*self.changes, *self.overlays])
 
 
 def photograph(
-    product: Product, size: int, seed: tuple[int, ...], flaw: str | None = None, held_out: bool = False
+    product: Product, size: int, seed: tuple[int, ...], defect: str | None = None, held_out: bool = False
 ) -> np.ndarray:
     """8-bit pixels (S, S, 3), or (S, S) for a grey product. `held_out` asks for a specimen no training image shows.
 
@@ -55,37 +53,36 @@ def photograph(
     rng = np.random.default_rng([zlib.crc32(product.name.encode()), *seed])
     parts = product.describe(rng, held_out)
     light, noise = _light(rng, grid), rng.standard_normal((size, size, 3)) * _NOISE
-    if flaw is None:
+    if defect is None:
         colour = product.paint(parts, grid).colour
     else:
-        colour = _flawed(product, product.flaws[flaw], parts, grid, np.random.default_rng([*seed, 1]))
+        colour = _with_defect(product, defect, parts, grid, np.random.default_rng([*seed, 1]))
     if product.grey:
         return _quantised(colour[..., 0] * light + noise[..., 0])
     return _quantised(colour * light[..., None] + noise)
 
 
-def flaw_mask(normal: np.ndarray, flawed: np.ndarray) -> np.ndarray:
+def defect_mask(normal: np.ndarray, defective: np.ndarray) -> np.ndarray:
     """Bool (S, S): every pixel in which two photographs of the same specimen differ."""
-    changed = normal != flawed
+    changed = normal != defective
     return changed if changed.ndim == 2 else changed.any(axis=-1)
 
 
-def shows(normal: np.ndarray, flawed: np.ndarray) -> bool:
+def is_visible(normal: np.ndarray, defective: np.ndarray) -> bool:
     """Whether someone could see the defect: enough of the picture changes by more than the sensor noise."""
-    change = np.abs(normal.astype(np.int16) - flawed)
+    change = np.abs(normal.astype(np.int16) - defective)
     change = change if change.ndim == 2 else change.max(axis=-1)
     return np.count_nonzero(change >= _VISIBLE) >= max(_VISIBLE_PART * change.size, 2)
 
 
-def _flawed(product: Product, flaw: Flaw, parts: Any, grid: Grid, rng: np.random.Generator) -> np.ndarray:
+def _with_defect(product: Product, defect: str, parts: Any, grid: Grid, rng: Rng) -> np.ndarray:
     severity = float(rng.uniform(0, 1))
-    if flaw.change is not None:
-        parts = flaw.change(parts, rng, severity)
-    painted = product.paint(parts, grid)
-    return painted.colour if flaw.overlay is None else flaw.overlay(grid, painted, rng, severity)
+    if defect in product.changes:
+        return product.paint(product.changes[defect](parts, rng, severity), grid).colour
+    return product.overlays[defect](grid, product.paint(parts, grid), rng, severity)
 
 
-def _light(rng: np.random.Generator, grid: Grid) -> np.ndarray:
+def _light(rng: Rng, grid: Grid) -> np.ndarray:
     """Brightness (S, S): exposure, a slope in a random direction, and darker corners."""
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.06)
     gradient = slope * (np.cos(angle) * grid.x + np.sin(angle) * grid.y)

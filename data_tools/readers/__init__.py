@@ -1,44 +1,34 @@
-"""One reader per benchmark layout. A reader walks a source folder and returns a checked `SourceTree`."""
+"""One reader per benchmark layout. A reader walks a source folder and returns its images, checked but not decoded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from data_tools.readers.folder import LAYOUT as FOLDER
-from data_tools.readers.folder import read_folder
-from data_tools.readers.loco import LAYOUT as LOCO
-from data_tools.readers.loco import read_loco
-from data_tools.readers.mpdd import LAYOUT as MPDD
-from data_tools.readers.mpdd import read_mpdd
-from data_tools.readers.mvtec import LAYOUT as MVTEC
-from data_tools.readers.mvtec import read_mvtec
-from data_tools.readers.mvtec3d import LAYOUT as MVTEC3D
-from data_tools.readers.mvtec3d import read_mvtec3d
-from data_tools.readers.realiad import LAYOUT as REALIAD
-from data_tools.readers.realiad import read_realiad
-from data_tools.readers.source import SourceTree
-from data_tools.readers.visa import LAYOUT as VISA
-from data_tools.readers.visa import read_visa
-from fmad_dist.errors import UserError
+from data_tools.readers import folder, loco, mvtec, mvtec3d, realiad, visa
+from data_tools.readers.notes import provenance_of
+from data_tools.readers.source_tree import SourceFolder, SourceTree, check_unique
+from fmad_dist.base.errors import UserError
 
-Reader = Callable[[Path, str], SourceTree]
-
-readers: dict[str, Reader] = {
-    MVTEC: read_mvtec,
-    VISA: read_visa,
-    LOCO: read_loco,
-    MVTEC3D: read_mvtec3d,
-    MPDD: read_mpdd,
-    REALIAD: read_realiad,
-    FOLDER: read_folder,
+readers: dict[str, Callable[[SourceFolder], SourceTree]] = {
+    **{module.LAYOUT: module.read for module in (mvtec, visa, loco, mvtec3d, realiad, folder)},
+    "mpdd": mvtec.read_mpdd,
 }
 
 
 def read_source(layout: str, root: Path, dataset: str) -> SourceTree:
-    """Walk `root` with the reader of `layout`.
+    """Walk `root` with the reader of `layout`; licence and origin are those of notes.py.
 
     Raises:
-        UserError: no reader has that name, or the folder is not of the layout.
+        UserError: no reader has that name, the folder is missing or not of the layout, or two files would get the same
+            sample id.
     """
     if layout not in readers:
         raise UserError(f"--layout {layout}: unknown; choose one of {', '.join(sorted(readers))}.")
-    return readers[layout](root, dataset)
+    if not root.name:  # "." and "..": a single class is called like its folder
+        root = root.resolve()
+    tree = readers[layout](SourceFolder(root, dataset))
+    check_unique(tree.images)
+    parts = [root / name for name in sorted({image.class_name for image in tree.images})]
+    found = provenance_of(root, [part for part in parts if part.is_dir()], tree.benchmark)
+    images = tuple(sorted(tree.images, key=lambda image: image.sample_id))
+    return replace(tree, images=images, licence=found.licence, note=found.source, disagreements=found.disagreements)

@@ -11,36 +11,32 @@ the defect's type, which defects_config.json lists with the area that must be fo
 
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from data_tools.readers.fields import first_problem
-from data_tools.readers.official import Benchmark, OfficialCounts
-from data_tools.readers.source import (
+from data_tools.readers.listings import read_json
+from data_tools.readers.official import Benchmark, OfficialCounts, counted
+from data_tools.readers.source_tree import (
+    NORMAL,
+    SPLIT_OF,
     MaskMeaning,
+    SourceFolder,
     SourceImage,
     SourceTree,
-    check_dataset_name,
-    check_parts,
-    check_source_folder,
+    check_folder_names,
+    check_some_train,
+    check_three_splits,
     class_folders,
     folders_in,
     images_in,
-    loose_images_in,
-    source_tree,
+    refuse_loose_images,
 )
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.base.errors import Problems, UserError
 from fmad_dist.stream.manifest import DefectSaturation
 
 LAYOUT = "loco"
 EXPECTED = "<class>/{train,validation}/good, <class>/test/<kind> and <class>/ground_truth/<kind>/<image>"
 DEFECTS = ("logical_anomalies", "structural_anomalies")
 CONFIG = "defects_config.json"
-_SPLITS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def _tested(good: int, logical: int, structural: int) -> OfficialCounts:
-    defects = {"logical_anomalies": logical, "structural_anomalies": structural}
-    return OfficialCounts(test_normal=good, test_anomalous=logical + structural, defects=defects)
 
 
 LOCO = Benchmark(
@@ -48,33 +44,34 @@ LOCO = Benchmark(
     licence="CC BY-NC-SA 4.0",
     citation="P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger: Beyond Dents and Scratches: Logical "
     "Constraints in Unsupervised Anomaly Detection and Localization, IJCV 130, 2022",
-    classes={
-        "breakfast_box": _tested(102, 83, 90),
-        "juice_bottle": _tested(94, 142, 94),
-        "pushpins": _tested(138, 91, 81),
-        "screw_bag": _tested(122, 137, 82),
-        "splicing_connectors": _tested(119, 108, 85),
-    },
+    classes=counted("""
+        breakfast_box | ? | ? | 102 | logical_anomalies 83, structural_anomalies 90
+        juice_bottle | ? | ? | 94 | logical_anomalies 142, structural_anomalies 94
+        pushpins | ? | ? | 138 | logical_anomalies 91, structural_anomalies 81
+        screw_bag | ? | ? | 122 | logical_anomalies 137, structural_anomalies 82
+        splicing_connectors | ? | ? | 119 | logical_anomalies 108, structural_anomalies 85
+    """),
     total=OfficialCounts(1772, 304, 575, 993),
 )
 
 
-def read_loco(root: Path, dataset: str) -> SourceTree:
+def read(folder: SourceFolder) -> SourceTree:
     """The images of all three splits, with all masks of each.
 
     Raises:
-        UserError: the folder is missing or of another layout, a class has no training images or no usable
-            defects_config.json, or an image and its masks do not fit.
+        UserError: the folder is of another layout, a class has no training images or no usable defects_config.json, or
+            an image and its masks do not fit.
     """
-    check_dataset_name(dataset)
-    check_source_folder(root)
-    folders = class_folders(root, LAYOUT, EXPECTED)
-    saturation = {folder.name: read_saturation(folder / CONFIG) for folder in folders}
-    images = []
-    for folder in folders:
-        ids = frozenset(rule.pixel_value for rule in saturation[folder.name])
-        images += _read_class(root, folder, dataset, MaskMeaning("channel", ids))
-    return source_tree(dataset, LAYOUT, root, images, LOCO, mask_semantics="channel", saturation=saturation)
+    parts = class_folders(folder.root, LAYOUT, EXPECTED)
+    saturation: dict[str, list[DefectSaturation]] = {}
+    images: list[SourceImage] = []
+    with Problems() as problems:
+        for part in parts:
+            with problems.noted():
+                saturation[part.name] = read_saturation(part / CONFIG)
+                ids = frozenset(rule.pixel_value for rule in saturation[part.name])
+                images += _read_class(folder, part, MaskMeaning("channel", ids))
+    return SourceTree(folder, LAYOUT, tuple(images), LOCO, "channel", saturation)
 
 
 def read_saturation(path: Path) -> list[DefectSaturation]:
@@ -85,12 +82,7 @@ def read_saturation(path: Path) -> list[DefectSaturation]:
     """
     if not path.is_file():
         raise UserError(f"{path}: missing, but it explains the values in the masks; restore it from the download.")
-    try:
-        rules = TypeAdapter(list[DefectSaturation]).validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}; restore the file from the download.") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); check its permissions.") from None
+    rules = read_json(path, TypeAdapter(list[DefectSaturation]), strict=True)
     for rule in rules:
         threshold, relative = rule.saturation_threshold, rule.relative_saturation
         fits = isinstance(threshold, float) and 0 < threshold <= 1 if relative else isinstance(threshold, int)
@@ -105,28 +97,23 @@ def read_saturation(path: Path) -> list[DefectSaturation]:
     return rules
 
 
-def _read_class(root: Path, folder: Path, dataset: str, meaning: MaskMeaning) -> list[SourceImage]:
-    check_parts(folder, (*_SPLITS, "ground_truth"), LAYOUT)
-    for part in ("train", "validation"):
-        check_parts(folder / part, ("good",), LAYOUT)
-    check_parts(folder / "test", ("good", *DEFECTS), LAYOUT)
-    check_parts(folder / "ground_truth", ("good", *DEFECTS), LAYOUT)
-    if not images_in(folder / "train" / "good"):
-        raise UserError(f"{folder / 'train' / 'good'}: no training images for class {folder.name}; add some.")
+def _read_class(folder: SourceFolder, part: Path, meaning: MaskMeaning) -> list[SourceImage]:
+    check_three_splits(part, ("ground_truth",), LAYOUT)
+    for name in ("test", "ground_truth"):
+        check_folder_names(part / name, (NORMAL, *DEFECTS), LAYOUT)
+    check_some_train(part / "train" / NORMAL, part.name)
     images = []
-    for part, split in _SPLITS.items():
-        for loose in loose_images_in(folder / part):
-            raise UserError(f"{loose}: an image outside a folder such as good; move it into one.")
-        for kind in folders_in(folder / part):
-            masks = {} if kind.name == "good" else _masks(folder, kind)
+    for name, split in SPLIT_OF.items():
+        refuse_loose_images(part / name, f"a folder such as {NORMAL}; move it into one")
+        for kind in folders_in(part / name):
+            masks = {} if kind.name == NORMAL else _masks(part / "ground_truth" / kind.name, kind)
             for path in images_in(kind):
-                images.append(_record(root, path, dataset, split, masks.get(path, ()), meaning))
+                images.append(SourceImage(folder, path, part.name, split, kind.name, masks.get(path, ()), meaning))
     return images
 
 
-def _masks(folder: Path, kind: Path) -> dict[Path, tuple[Path, ...]]:
+def _masks(truth: Path, kind: Path) -> dict[Path, tuple[Path, ...]]:
     """All masks of every image of one kind of anomaly, sorted by file name."""
-    truth = folder / "ground_truth" / kind.name
     images = {path.stem: path for path in images_in(kind)}
     for orphan in folders_in(truth):
         if orphan.name not in images:
@@ -136,20 +123,3 @@ def _masks(folder: Path, kind: Path) -> dict[Path, tuple[Path, ...]]:
         if not own:
             raise UserError(f"{path}: its masks are missing; expected {truth / path.stem / '000.png'}, add them.")
     return masks
-
-
-def _record(
-    root: Path, path: Path, dataset: str, split: str, masks: tuple[Path, ...], meaning: MaskMeaning
-) -> SourceImage:
-    class_name, _, kind = path.relative_to(root).parts[:3]
-    return SourceImage(
-        sample_id=f"{dataset}/{class_name}/{split}/{kind}/{path.stem}",
-        class_name=class_name,
-        split=split,
-        label=int(kind != "good"),
-        defect_type=kind,
-        source=path.relative_to(root).as_posix(),
-        image=path,
-        masks=masks,
-        mask_meaning=meaning,
-    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fmad_dist.stream.manifest import ClassCounts
 
+UNKNOWN = "unknown"
 _FIELDS = ("train", "val", "test_normal", "test_anomalous")
 
 
@@ -45,12 +46,8 @@ class Deviation:
     found: str
 
 
-def deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> tuple[Deviation, ...]:
+def deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> Iterator[Deviation]:
     """Where the counts of a tree differ from the official ones: classes, then counts, then totals."""
-    return tuple(_deviations(benchmark, found))
-
-
-def _deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> Iterator[Deviation]:
     missing = sorted(set(benchmark.classes) - set(found))
     if missing:
         yield Deviation("all", "classes", str(len(benchmark.classes)), f"without {', '.join(missing)}")
@@ -60,7 +57,8 @@ def _deviations(benchmark: Benchmark, found: Mapping[str, ClassCounts]) -> Itera
         else:
             yield from _differences(name, benchmark.classes[name], counts)
     if not missing:
-        yield from _differences("all", benchmark.total, _sum(found))
+        total = ClassCounts(**{what: sum(getattr(counts, what) for counts in found.values()) for what in _FIELDS})
+        yield from _differences("all", benchmark.total, total)
 
 
 def _differences(name: str, official: OfficialCounts, counts: ClassCounts) -> Iterator[Deviation]:
@@ -75,15 +73,17 @@ def _differences(name: str, official: OfficialCounts, counts: ClassCounts) -> It
                 yield Deviation(name, f"defect {defect}", str(stated), str(counted))
 
 
-def _sum(found: Mapping[str, ClassCounts]) -> ClassCounts:
-    return ClassCounts(**{what: sum(getattr(counts, what) for counts in found.values()) for what in _FIELDS})
-
-
 def counted(table: str) -> dict[str, OfficialCounts]:
-    """Parse lines of `class | train | good test images | defect number, defect number, ...`."""
+    """Parse entries of `class | train | val | good test images | anomalous test images`, one a line or split by `;`.
+
+    `?` is a count that is not known; `defect number, ...` in place of the last one counts per defect.
+    """
     classes = {}
-    for line in table.strip().splitlines():
-        name, train, good, listed = (cell.strip() for cell in line.split("|"))
-        defects = {words[0]: int(words[1]) for words in (part.split() for part in listed.split(","))}
-        classes[name] = OfficialCounts(int(train), 0, int(good), sum(defects.values()), defects)
+    for entry in table.strip().replace(";", "\n").splitlines():
+        name, *numbers, anomalous = (cell.strip() for cell in entry.split("|"))
+        train, val, good = (None if number == "?" else int(number) for number in numbers)
+        listed = {} if anomalous.isdecimal() else dict(words.split() for words in anomalous.split(","))
+        defects = {defect: int(number) for defect, number in listed.items()}
+        total = sum(defects.values()) if defects else int(anomalous)
+        classes[name] = OfficialCounts(train, val, good, total, defects or None)
     return classes

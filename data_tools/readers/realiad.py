@@ -10,31 +10,52 @@ The images of one part share the group key of the official evaluation.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from data_tools.readers.fields import first_problem
-from data_tools.readers.official import Benchmark, OfficialCounts
-from data_tools.readers.realiad_counts import PARTS, VARIANTS, realiad
-from data_tools.readers.source import (
-    SourceImage,
-    SourceTree,
-    check_dataset_name,
-    check_source_folder,
-    folders_in,
-    source_tree,
-)
-from data_tools.readers.table import file_below
-from fmad_dist.errors import UserError, first_line
+from data_tools.readers.listings import file_below, read_json
+from data_tools.readers.official import Benchmark, OfficialCounts, counted
+from data_tools.readers.source_tree import NORMAL, SourceFolder, SourceImage, SourceTree, another_layout, folders_in
+from fmad_dist.base.errors import Problems, UserError
 
 LAYOUT = "realiad"
 EXPECTED = "realiad_{256,512,1024,raw}/<class> beside realiad_jsons/<class>.json"
-DEFECTS = ("AK", "BX", "CH", "HS", "PS", "QS", "YW", "ZW")
-_NORMAL = "OK"
+_OK = "OK"  # what the lists call normal
 _GROUP = re.compile(r"([a-zA-Z][a-zA-Z0-9_]*_[0-9]{4}_[A-Z][A-Z_]*[A-Z])_(C[0-9])_")
+
+CLASSES = counted("""
+    audiojack | ? | 0 | 2519 | 1296; bottle_cap | ? | 0 | 2154 | 1631; button_battery | ? | 0 | 1640 | 2150
+    end_cap | ? | 0 | 1622 | 2183; eraser | ? | 0 | 2347 | 1488; fire_hood | ? | 0 | 2420 | 1350
+    mint | ? | 0 | 2371 | 2099; mounts | ? | 0 | 2462 | 1338; pcb | ? | 0 | 1486 | 2289
+    phone_battery | ? | 0 | 2240 | 1550; plastic_nut | ? | 0 | 2509 | 1246; plastic_plug | ? | 0 | 2361 | 1419
+    porcelain_doll | ? | 0 | 2535 | 1255; regulator | ? | 0 | 2775 | 1080; rolled_strip_base | ? | 0 | 1280 | 2525
+    sim_card_set | ? | 0 | 1716 | 2069; switch | ? | 0 | 1826 | 1994; tape | ? | 0 | 2407 | 1443
+    terminalblock | ? | 0 | 1822 | 2008; toothbrush | ? | 0 | 1753 | 2027; toy | ? | 0 | 1585 | 2190
+    toy_brick | ? | 0 | 2234 | 1536; transistor1 | ? | 0 | 1638 | 2117; u_block | ? | 0 | 2526 | 1214
+    usb | ? | 0 | 2066 | 1754; usb_adaptor | ? | 0 | 2340 | 1520; vcpill | ? | 0 | 2295 | 1470
+    wooden_beads | ? | 0 | 2231 | 1684; woodstick | ? | 0 | 2677 | 1073; zipper | ? | 0 | 1419 | 2331
+""")
+
+# realiad_jsons_sv keeps view C1 only; the fuiad splits put a share of anomalous images into the training set.
+TOTALS = {
+    "realiad_jsons": OfficialCounts(36465, 0, 63256, 51329),
+    "realiad_jsons_sv": OfficialCounts(10408, 0, 10387, 9415),
+    "realiad_jsons_fuiad_0.0": OfficialCounts(57840, 0, 20157, 9843),
+}
+
+
+def realiad(total: OfficialCounts, per_class: bool) -> Benchmark:
+    """Real-IAD with the totals of one of its splits; counts of classes are published for the split with all views."""
+    return Benchmark(
+        name="Real-IAD",
+        licence="unknown",
+        citation="C. Wang, W. Zhu, B.-B. Gao, Z. Gan, J. Zhang, Z. Gu, S. Qian, M. Chen, L. Ma: Real-IAD: A Real-World "
+        "Multi-View Dataset for Benchmarking Versatile Industrial Anomaly Detection, CVPR 2024",
+        classes=CLASSES if per_class else dict.fromkeys(CLASSES, OfficialCounts()),
+        total=total,
+    )
 
 
 class _Entry(BaseModel):
@@ -56,50 +77,40 @@ class _Lists(BaseModel):
     test: list[_Entry]
 
 
-@dataclass(frozen=True, slots=True)
-class _Folders:
-    """Where the parts of the data set lie."""
-
-    images: Path
-    lists: Path
-    benchmark: Benchmark
-
-
-def read_realiad(root: Path, dataset: str) -> SourceTree:
+def read(folder: SourceFolder) -> SourceTree:
     """All views that the JSON files list, for the classes whose images are there.
 
     Raises:
-        UserError: the folder is missing or of another layout, several resolutions or splits lie side by side, or a
-            JSON entry is wrong or names a missing file.
+        UserError: the folder is of another layout, several resolutions or splits lie side by side, or a JSON entry is
+            wrong or names a missing file.
     """
-    check_dataset_name(dataset)
-    check_source_folder(root)
-    folders = _find(root)
-    files = sorted(folders.lists.glob("*.json"))
-    present = {folder.name for folder in folders_in(folders.images)}
+    images, lists, benchmark = _find(folder.root)
+    files = sorted(lists.glob("*.json"))
+    present = {path.name for path in folders_in(images)}
     unlisted = sorted(present - {path.stem for path in files})
     if unlisted:
-        raise UserError(f"{folders.lists / unlisted[0]}.json: missing, but {folders.images} has that class; add it.")
-    absent = [path for path in files if path.stem not in present and path.stem not in PARTS]
+        raise UserError(f"{lists / unlisted[0]}.json: missing, but {images} has that class; add it.")
+    absent = [path for path in files if path.stem not in present and path.stem not in CLASSES]
     if absent:
-        raise UserError(f"{absent[0]}: its images are missing in {folders.images}; add the class or remove the list.")
-    images = []
-    for path in files:
-        if path.stem in present:
-            images += _read_list(root, folders.images, path, dataset)
-    return source_tree(dataset, LAYOUT, root, images, folders.benchmark)
+        raise UserError(f"{absent[0]}: its images are missing in {images}; add the class or remove the list.")
+    listed: list[SourceImage] = []
+    with Problems() as problems:
+        for path in files:
+            with problems.noted():
+                if path.stem in present:
+                    listed += _read_list(folder, images, path)
+    return SourceTree(folder, LAYOUT, tuple(listed), benchmark)
 
 
-def _find(root: Path) -> _Folders:
-    """The only folder of images and the JSON files that belong to it."""
+def _find(root: Path) -> tuple[Path, Path, Benchmark]:
+    """The only folder of images, that of the JSON files that belong to it, and the benchmark with their totals."""
     candidates = [path for path in folders_in(root) if re.fullmatch(r"realiad_(\d+|raw)", path.name)]
     base = root
     if not candidates and list(root.parent.glob("realiad_jsons*")):
         candidates, base = [root], root.parent
     variants = [path for path in folders_in(base) if path.name.startswith("realiad_jsons")]
     if not candidates or not variants:
-        found = ", ".join(path.name for path in folders_in(root)[:6]) or "no folders"
-        raise UserError(f"{root}: not of the realiad layout; expected {EXPECTED}, found {found}.")
+        raise another_layout(root, LAYOUT, EXPECTED)
     if len(candidates) > 1:
         several = ", ".join(path.name for path in candidates)
         raise UserError(f"{root}: holds several resolutions ({several}); give one of these folders as --source.")
@@ -108,57 +119,39 @@ def _find(root: Path) -> _Folders:
         raise UserError(f"{base}: holds several splits ({', '.join(names)}); move all but one out.")
     lists = variants[names.index("realiad_jsons")] if "realiad_jsons" in names else variants[0]
     inner = lists / lists.name
-    benchmark = realiad(VARIANTS.get(lists.name, OfficialCounts()), per_class=lists.name == "realiad_jsons")
-    return _Folders(candidates[0], inner if inner.is_dir() else lists, benchmark)
+    benchmark = realiad(TOTALS.get(lists.name, OfficialCounts()), per_class=lists.name == "realiad_jsons")
+    return candidates[0], inner if inner.is_dir() else lists, benchmark
 
 
-def _read_list(root: Path, images: Path, path: Path, dataset: str) -> list[SourceImage]:
-    lists = _parsed(path)
-    folder = images / lists.meta.prefix
-    if not (folder / "OK").is_dir() and (folder / path.stem).is_dir():
-        folder /= path.stem  # the archive of a class held a folder of its own name
-    found = []
-    for split, entries in (("train", lists.train), ("test", lists.test)):
-        for number, entry in enumerate(entries):
-            where = f"{path} {split}[{number}]"
-            if entry.category != path.stem:
-                raise UserError(f"{where}: category {entry.category!r} in the list of {path.stem}; move the entry.")
-            if split == "train" and entry.anomaly_class != _NORMAL:
-                raise UserError(f"{where}: an anomalous training image; use a split that trains on {_NORMAL} only.")
-            found.append(_record(root, folder, entry, dataset, split, where))
+def _read_list(folder: SourceFolder, images: Path, path: Path) -> list[SourceImage]:
+    lists = read_json(path, TypeAdapter(_Lists))
+    part = images / lists.meta.prefix
+    if not (part / "OK").is_dir() and (part / path.stem).is_dir():
+        part /= path.stem  # the archive of a class held a folder of its own name
     if not lists.train:
         raise UserError(f"{path}: lists no training images; restore the file or remove the class.")
+    found = []
+    with Problems() as problems:
+        for split, entries in (("train", lists.train), ("test", lists.test)):
+            for number, entry in enumerate(entries):
+                with problems.noted():
+                    found.append(_image(folder, part, entry, split, f"{path} {split}[{number}]", path.stem))
     return found
 
 
-def _parsed(path: Path) -> _Lists:
-    try:
-        return _Lists.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_problem(error)}; restore the file from the download.") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); check its permissions.") from None
-
-
-def _record(root: Path, folder: Path, entry: _Entry, dataset: str, split: str, where: str) -> SourceImage:
-    anomalous = entry.anomaly_class != _NORMAL
-    image = file_below(folder, entry.image_path, where)
+def _image(folder: SourceFolder, part: Path, entry: _Entry, split: str, where: str, category: str) -> SourceImage:
+    anomalous = entry.anomaly_class != _OK
+    if entry.category != category:
+        raise UserError(f"{where}: category {entry.category!r} in the list of {category}; move the entry.")
+    if split == "train" and anomalous:
+        raise UserError(f"{where}: an anomalous training image; use a split that trains on {_OK} only.")
+    image = file_below(part, entry.image_path, where)
     if anomalous != (entry.mask_path is not None):
         fix = "name its mask" if anomalous else "set mask_path to null"
         raise UserError(f"{where}: anomaly_class {entry.anomaly_class} with mask_path {entry.mask_path!r}; {fix}.")
     matched = _GROUP.match(image.name)
     if not matched:
         raise UserError(f"{where}: {image.name} has no part number and view as in part_0001_OK_C1_...; rename it.")
-    defect = entry.anomaly_class if anomalous else "good"
-    return SourceImage(
-        sample_id=f"{dataset}/{entry.category}/{split}/{defect}/{image.stem}",
-        class_name=entry.category,
-        split=split,
-        label=int(anomalous),
-        defect_type=defect,
-        source=image.relative_to(root).as_posix(),
-        image=image,
-        masks=() if entry.mask_path is None else (file_below(folder, entry.mask_path, where),),
-        group=matched[1],
-        view=matched[2],
-    )
+    defect = entry.anomaly_class if anomalous else NORMAL
+    masks = () if entry.mask_path is None else (file_below(part, entry.mask_path, where),)
+    return SourceImage(folder, image, entry.category, split, defect, masks, group=matched[1], view=matched[2])

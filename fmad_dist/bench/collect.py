@@ -6,20 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fmad_dist.base.errors import UserError
 from fmad_dist.bench.config import BenchConfig
-from fmad_dist.bench.parts import Part
+from fmad_dist.bench.models import BenchModel
 from fmad_dist.bench.stages import Compare, Evaluate, stages_of, survey
-from fmad_dist.comparison.choice import title as scorer_title
-from fmad_dist.comparison.peers import PEER_MARK
+from fmad_dist.comparison.choice import PEER_MARK
 from fmad_dist.comparison.table import COMPARISON_NAME, PEER_NOTES
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.report.benchmark import compared_rows, measured_note
-from fmad_dist.evaluation.report.html import REPORT_NAME, write_report
-from fmad_dist.evaluation.report.published import ComparedRow, published_rows
-from fmad_dist.evaluation.report.tables import write_tables
-from fmad_dist.evaluation.results import RESULTS_NAME, Results, results_json
-from fmad_dist.evaluation.run import STATE_NAME
-from fmad_dist.evaluation.state import EvaluationState, dataset_of
+from fmad_dist.evaluation.report import STATE_NAME
+from fmad_dist.metrics.compute import compute_results
+from fmad_dist.metrics.results import Results
+from fmad_dist.metrics.state import EvaluationState, dataset_of
+from fmad_dist.metrics.wire import decode_state
+from fmad_dist.report.benchmark import ComparedRow, compared_rows, measured_note, published_rows
+from fmad_dist.report.html import REPORT_NAME, write_report
+from fmad_dist.report.result_files import RESULTS_NAME, results_json
+from fmad_dist.report.tables import write_tables
 from fmad_dist.storage import Store
 from fmad_dist.storage.stamp import read_stamp
 
@@ -29,25 +30,25 @@ Compared = dict[str, list[ComparedRow]]  # by dataset
 
 @dataclass
 class Found:
-    """What is complete, by part, and the stages that are not."""
+    """What is complete, by model, and the stages that are not."""
 
     evaluations: dict[str, Evaluate] = field(default_factory=dict)
     comparisons: dict[str, Compare] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
-def look(config: BenchConfig, parts: Sequence[Part]) -> Found:
+def look(config: BenchConfig, models: Sequence[BenchModel]) -> Found:
     """Read from the files what there is."""
     found = Found()
-    for part in parts:
-        stages = stages_of(part, config)
+    for model in models:
+        stages = stages_of(model, config)
         for stage, status in zip(stages, survey(stages), strict=True):
             if status.state != "done":
                 found.missing.append(stage.name)
             elif isinstance(stage, Evaluate):
-                found.evaluations[part.name] = stage
+                found.evaluations[model.name] = stage
             elif isinstance(stage, Compare):
-                found.comparisons[part.name] = stage
+                found.comparisons[model.name] = stage
     return found
 
 
@@ -61,8 +62,8 @@ def collect(config: BenchConfig, found: Found) -> None:
         raise UserError(f"{config.out}: nothing is evaluated yet; missing: {', '.join(found.missing)}.")
     state = EvaluationState(next(iter(found.evaluations.values())).spec.protocol)
     for stage in found.evaluations.values():
-        state.merge(EvaluationState.from_bytes(Store(stage.out).read(STATE_NAME)))
-    results = state.compute()
+        state.merge(decode_state(Store(stage.out).read(STATE_NAME)))
+    results = compute_results(state)
     for stage in found.evaluations.values():
         _check(stage, results)
     rows = _compared(found.comparisons.values())
@@ -96,7 +97,7 @@ def _compared(stages: Iterable[Compare]) -> Compared:
     found: Compared = {}
     for stage in stages:
         scorers = json.loads(Store(stage.out).read(COMPARISON_NAME))["scorers"]
-        scorers.pop(scorer_title(stage.spec.scorer), None)  # the evaluation says it already
+        scorers.pop(stage.spec.scorer.title, None)  # the evaluation says it already
         for title, values in scorers.items():
             counts = Counter(map(dataset_of, values["classes"]))
             for dataset, mean in values["datasets"].items():
@@ -114,7 +115,7 @@ def _row(title: str, mean: Mapping[str, float | None], note: str) -> ComparedRow
 
 
 def _facts(found: Found) -> dict[str, str]:
-    """What is the same for all evaluations once, the rest by part."""
+    """What is the same for all evaluations once, the rest by model."""
     made = {name: read_stamp(Store(stage.out)) for name, stage in found.evaluations.items()}
     facts = {name: stamp.facts for name, stamp in made.items() if stamp}
     joined = dict[str, str]()
@@ -128,7 +129,7 @@ def _facts(found: Found) -> dict[str, str]:
 def _models(found: Found) -> dict[str, dict[str, str | None]]:
     return {
         name: {
-            "model": stage.part.model,
+            "model": stage.model.uri,
             "weights": stage.spec.weights_sha256,
             "evaluation": str(stage.out),
             "comparison": str(found.comparisons[name].out) if name in found.comparisons else None,

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from fmad_dist.config import RunConfig, Section
-from fmad_dist.config_files import merge_trees, override_all, parse_config, read_tree, validated
+from fmad_dist.config.files import find_config, merge_trees, override_all, parse_config, read_tree, validated
+from fmad_dist.config.run import RunConfig, Section
 
 Tree = dict[str, Any]
 SET_HERE = {"name": "benchmarks", "output": "out", "data.manifests": "benchmarks.NAME.manifests"}
@@ -37,7 +37,7 @@ class BenchConfig(Section):
         "per_benchmark", description="one model for all classes of each benchmark, or one for all classes of all"
     )
     run: Tree = Field(
-        {}, description="the trainings' configuration: config = a file, relative to this one, and sections over it"
+        {}, description="the trainings' configuration: config = a file beside this one or a shipped one; sections over"
     )
     model: str | None = Field(None, description="mode one_model: evaluate this model and train none")
     benchmarks: dict[str, Benchmark] = Field(min_length=1, description="the benchmarks by name")
@@ -93,7 +93,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> BenchConfig:
     override_all(tree, [text for text in overrides if text not in over])
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and "config" in run:
-        base = read_tree(Path(path).parent / str(run.pop("config")))
+        base = read_tree(find_config(str(run.pop("config")), folder=find_config(path).parent))
         for key in SET_HERE:  # a file that says what one run is called and reads may be the base of many
             _drop(base, key)
         tree["run"] = merge_trees(base, run)

@@ -1,16 +1,20 @@
-"""What a benchmark run will do and roughly how long it takes, said before anything is started."""
+"""What a benchmark run will do, roughly how long it takes, and what would make a later stage fail and is cheap to find
+out before the first one starts."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fmad_dist.bench.checks import check_comparisons
 from fmad_dist.bench.config import BenchConfig
-from fmad_dist.bench.parts import Part, divide
+from fmad_dist.bench.models import BenchModel, models_of
 from fmad_dist.bench.stages import Evaluate, Options, Stage, Train, stages_of, survey
+from fmad_dist.comparison.choice import check_peers, choose, choose_peers
+from fmad_dist.comparison.compare import check_same_data
 from fmad_dist.features.backbones import Backbone
 from fmad_dist.features.prepare import feature_spec
-from fmad_dist.scoring.build import Trained, build_scorer
-from fmad_dist.training.forecast import forecast
+from fmad_dist.scoring.interface import Trained, build_scorer
+from fmad_dist.stream.mixture import Mixture
+from fmad_dist.training.preflight import check_job, forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,10 @@ def plan_lines(config: BenchConfig, options: Options, machines: Machines) -> lis
         UserError: the configuration is not valid, or a training does not fit the machines.
     """
     lines, hours, left, total = list[str](), 0.0, 0, 0
-    parts = divide(config)
-    check_comparisons(config, parts)
-    for part in parts:
-        stages = stages_of(part, config)
+    models = models_of(config)
+    check_comparisons(config, models)
+    for model in models:
+        stages = stages_of(model, config)
         for stage, status in zip(stages, survey(stages), strict=True):
             total += 1
             note = status.note
@@ -53,26 +57,51 @@ def plan_lines(config: BenchConfig, options: Options, machines: Machines) -> lis
 def _cost(stage: Stage, machines: Machines) -> tuple[str, float]:
     """In words, and hours of training."""
     if isinstance(stage, Train):
-        found = forecast(stage.part.config, machines.nodes, machines.gpus, machines.gpu, machines.mfu)
+        found = forecast(stage.model.config, machines.nodes, machines.gpus, machines.gpu, machines.mfu)
         found.check()
-        hours = found.hours(stage.part.config.train.steps - stage.last_step())
+        hours = found.hours(stage.model.config.train.steps - stage.last_step())
         return f"about {hours:.2f} h", hours
     if isinstance(stage, Evaluate):
-        return f"{num_test(stage.part)} images x {_evaluations(stage.part)} network evaluations", 0.0
+        return f"{num_test(stage.model)} images x {_evaluations(stage.model)} network evaluations", 0.0
     return "", 0.0
 
 
-def num_test(part: Part) -> int:
-    counts = [one for manifest in part.manifests.values() for one in manifest.classes.values()]
+def num_test(model: BenchModel) -> int:
+    """Of the test images of its benchmarks."""
+    counts = [one for manifest in model.manifests.values() for one in manifest.classes.values()]
     return sum(one.test_normal + one.test_anomalous for one in counts)
 
 
-def _evaluations(part: Part) -> int:
-    if part.taken:
-        spec = part.taken_spec
-        shape = (spec.network.channels, spec.network.grid, spec.network.grid)
-        return build_scorer(spec.scorer, Trained(spec.objective, 0.0, shape, 1, spec.seed)).evaluations
-    config = part.config
-    grid = config.features.grid
-    shape = (Backbone(feature_spec(config.features)).num_channels, grid, grid)
-    return build_scorer(config.scorer, Trained(config.objective, 0.0, shape, 1, config.train.seed)).evaluations
+def _evaluations(model: BenchModel) -> int:
+    """Of the network, for one image."""
+    settings = model.settings
+    grid = settings.features.grid
+    shape = (Backbone(feature_spec(settings.features)).num_channels, grid, grid)
+    return build_scorer(settings.scorer, Trained(settings.objective, 0.0, shape, 1, seed=0)).evaluations
+
+
+def check_comparisons(config: BenchConfig, models: Sequence[BenchModel]) -> None:
+    """Check that all scorers and peers are known and fit the models and their data.
+
+    Raises:
+        UserError: one does not.
+    """
+    if not config.compares:
+        return
+    peers = choose_peers(config.peers)
+    for model in models:
+        choose(config.scorers, model.settings.objective, model.settings.scorer)
+        if model.taken:
+            check_same_data(model.taken, model.taken_spec, model.digests, config.peers)
+        check_peers(peers, Mixture.load(model.config.data.manifests), model.settings.features.taps)
+
+
+def check_trainings(models: Sequence[BenchModel], processes: int) -> None:
+    """Check the trainings that are not done as `fmad train` would.
+
+    Raises:
+        UserError: the first thing that would make one fail.
+    """
+    for model in models:
+        if not model.taken and Train(model).status().state != "done":
+            check_job(model.config, processes)

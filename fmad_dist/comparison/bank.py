@@ -6,13 +6,15 @@ so the paper's re-weighting of the image score is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fmad_dist.flow.solvers import Velocity
+from fmad_dist.scoring.interface import Scorer
 
 SEARCH_CHUNK = 2**16  # vectors that an image is compared with at a time
 
@@ -52,37 +54,32 @@ class MemoryBank:
     def _nearest(self, patches: Tensor, count: int) -> Tensor:
         """Positions of the nearest vectors, int64 [T, count]."""
         best: list[Tensor] = []
-        places: list[Tensor] = []
+        positions: list[Tensor] = []
         for start in range(0, len(self.vectors), SEARCH_CHUNK):
             part = slice(start, start + SEARCH_CHUNK)
             ranked = torch.addmm(self.norms[part], patches, self.vectors[part].T, alpha=-2)
             found = ranked.topk(min(count, ranked.shape[1]), dim=1, largest=False)
             best.append(found.values)
-            places.append(found.indices + start)
+            positions.append(found.indices + start)
         order = torch.cat(best, dim=1).topk(count, dim=1, largest=False).indices
-        return torch.cat(places, dim=1).gather(1, order)
+        return torch.cat(positions, dim=1).gather(1, order)
 
 
-class BankScorer:
+@dataclass(frozen=True)
+class BankScorer(Scorer):
     """A scorer by the distance to memory banks; it needs no network. One bank for all images, or one per class, and
-    then `told` says which image is of which class."""
+    then `for_classes` has to say which image is of which class."""
 
-    evaluations = 0
+    evaluations: ClassVar[int] = 0
+    banks: Sequence[MemoryBank]
+    patches: Patches
+    neighbours: int = 1
+    per_class: bool = False
+    classes: Sequence[int] | None = None
 
-    def __init__(
-        self,
-        banks: Sequence[MemoryBank],
-        patches: Patches,
-        neighbours: int = 1,
-        per_class: bool = False,
-        classes: Sequence[int] | None = None,
-    ) -> None:
-        self.banks, self.patches, self.neighbours = banks, patches, neighbours
-        self.per_class, self.classes = per_class, classes
-
-    def told(self, classes: Sequence[int]) -> "BankScorer":
-        """For images of these classes; a pooled bank does not listen."""
-        return BankScorer(self.banks, self.patches, self.neighbours, True, classes) if self.per_class else self
+    def for_classes(self, classes: Sequence[int]) -> "BankScorer":
+        """The scorer for images of these classes; itself if it has one bank for all."""
+        return replace(self, classes=classes) if self.per_class else self
 
     def __call__(self, velocity: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
         """Whitened features [B, C, G, G] -> scores [B, G, G]; field and keys are not used.

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fmad_dist.flow.noise import keyed_generator
 from fmad_dist.flow.solvers import Velocity
+from fmad_dist.scoring.interface import Scorer
 
 FIBERS = 64  # positions per optimizer step
 CONDITION = 128  # length of the position code
@@ -21,7 +22,7 @@ CLAMP = 1.9
 LEARNING_RATE = 1e-4
 
 
-class CFlow:
+class CFlow(Scorer):
     """A scorer by minus log p(feature | position) per dimension. It has a network of its own and uses no flow field.
 
     anomalib shows exp(log p - maximum) with the maximum over the batch. That has the same order within a batch, but

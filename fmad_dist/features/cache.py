@@ -2,17 +2,20 @@
 
 One folder per (manifest digest, backbone, weights, taps, grid, size). Inside it:
     cache.json                       written last; a folder without it is not a cache
-    features-<first>-<sha>.f16       consecutive records [C, G, G], C-contiguous, little endian
-    moments-<sha>.npy                float64 [N, 2, C], per-image channel sums for the whitening
-Record n belongs to the n-th training row of the manifest's index. An image that was damaged has a record of zeros
-without a digest and moments of NaN, so whoever asks for it learns that it is damaged.
+    features-<first>-<sha>.f16       consecutive records: [C, G, G], C-contiguous, little endian, then the SHA-256 of
+                                     the record's number and those bytes
+    moments-<first>-<sha>.npy        float64 [n, 2, C], channel sums of the same images for the whitening
+Record n belongs to the n-th training row of the manifest's index. A damaged image has a record of zeros, its digest
+too, and moments of NaN; reading it returns a `BadSample`. What is known of single images is in these files alone, so no
+process holds anything of all of them: a cache of ten million images opens in a megabyte.
 """
 
 import hashlib
 import io
 import json
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,31 +24,35 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.base.console import Progress
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.base.world import World
 from fmad_dist.features.backbones import COMPUTATION, Backbone
 from fmad_dist.features.whitening import image_moments
-from fmad_dist.progress import Progress
 from fmad_dist.storage import Store
 from fmad_dist.storage.ranges import ByteRange
 from fmad_dist.stream.dataset import Dataset
+from fmad_dist.stream.image_source import SampleSource
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.stream.reader import BadSample, SampleReader
-from fmad_dist.stream.shards import ReadOptions
-from fmad_dist.stream.sources import SampleSource
-from fmad_dist.world import World
+from fmad_dist.stream.reader import BadSample
 
-FORMAT = "fmad-features/2"
+FORMAT = "fmad-features/3"
 INFO_NAME = "cache.json"
 SHARD_RECORDS = 2048
-READ_CHUNK = 8  # multiple of nothing in particular; images per read-compute round
+DIGEST_BYTES = 32
+READ_TOGETHER = 8  # images, at the least; whatever the number, features are the same
 
 
 class CacheShard(BaseModel):
+    """A file of consecutive records, from number `first`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     first: int
     num_records: int
     sha256: str
+    moments: str  # name of the file
+    moments_sha256: str
 
 
 class CacheInfo(BaseModel):
@@ -56,9 +63,6 @@ class CacheInfo(BaseModel):
     key: dict[str, Any]
     shape: tuple[int, int, int]
     num_records: int
-    moments: str
-    moments_sha256: str
-    record_sha256: list[str]  # "" for an image that was damaged
     shards: list[CacheShard]
 
 
@@ -69,204 +73,237 @@ class FeatureCache:
     store: Store
     info: CacheInfo
 
-    def is_damaged(self, number: int) -> bool:
-        """Whether the image of the n-th training row could not be read when the cache was made."""
-        return not self.info.record_sha256[number]
-
     def fetch(self, numbers: Sequence[int]) -> list[bytes]:
         """The bytes of records, not yet verified."""
         return self.store.read_ranges([self._range(number) for number in numbers])
 
     def decode(self, number: int, data: bytes, sample_id: str) -> Tensor | BadSample:
         """Features of the n-th training row, float16 [C, G, G], or why they cannot be used."""
-        digest = self.info.record_sha256[number]
         url = self.store.url_of(self._range(number).name)
-        if hashlib.sha256(data).hexdigest() != digest:
+        content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+        if not any(digest) and len(data) == self._record_bytes:
+            fix = f"restore the shard and remove the folder {self.store.url}, whose features were computed without it"
+            return BadSample(sample_id, url, "was damaged", fix)
+        if _digest(number, content) != digest:
             fix = f"remove the folder {self.store.url} and the features are computed again"
             return BadSample(sample_id, url, f"has record {number}, which does not match its digest", fix)
-        return torch.frombuffer(bytearray(data), dtype=torch.float16).view(self.info.shape)
+        return torch.frombuffer(bytearray(content), dtype=torch.float16).view(self.info.shape)
+
+    def moments(self, numbers: np.ndarray) -> np.ndarray:
+        """Channel sums of the images of ascending records, float64 [n, 2, C]; NaN for damaged ones.
+
+        Raises:
+            UserError: a file is missing or was changed.
+        """
+        found = np.empty((len(numbers), 2, self.info.shape[0]))
+        shards = np.searchsorted([shard.first for shard in self.info.shards], numbers, side="right") - 1
+        for place in np.unique(shards).tolist():
+            shard, own = self.info.shards[place], shards == place
+            data = self.store.read(shard.moments)
+            if hashlib.sha256(data).hexdigest() != shard.moments_sha256:
+                where = self.store.url_of(shard.moments)
+                raise UserError(f"{where}: changed after it was written; remove the cache.")
+            found[own] = np.load(io.BytesIO(data))[numbers[own] - shard.first]
+        return found
+
+    @property
+    def _record_bytes(self) -> int:
+        return math.prod(self.info.shape) * 2 + DIGEST_BYTES
 
     def _range(self, number: int) -> ByteRange:
         shard = self.info.shards[bisect_right(self.info.shards, number, key=lambda s: s.first) - 1]
-        size = int(np.prod(self.info.shape)) * 2
-        start = (number - shard.first) * size
-        return ByteRange(shard.name, start, start + size)
+        start = (number - shard.first) * self._record_bytes
+        return ByteRange(shard.name, start, start + self._record_bytes)
 
-    def moments(self) -> np.ndarray:
-        """Per-image channel sums, float64 [N, 2, C]."""
-        data = self.store.read(self.info.moments)
-        if hashlib.sha256(data).hexdigest() != self.info.moments_sha256:
-            raise UserError(f"{self.store.url_of(self.info.moments)}: changed after it was written; remove the cache.")
-        return np.load(io.BytesIO(data))
+
+def _digest(number: int, content: bytes) -> bytes:
+    return hashlib.sha256(number.to_bytes(8, "little") + content).digest()
 
 
 class CachedSource(SampleSource):
-    """`SampleSource` over the caches of a mixture: global index -> float16 [C, G, G]."""
+    """`SampleSource` over the caches of a mixture: row -> float16 [C, G, G]."""
 
     def __init__(self, mixture: Mixture, caches: dict[str, FeatureCache]) -> None:
         self.mixture = mixture
         self.caches = caches
-        self.record_of_row = {
-            dataset.name: {int(row): n for n, row in enumerate(dataset.rows("train"))} for dataset in mixture.datasets
-        }
+        self._indices: dict[str, np.ndarray] = {}
 
-    def fetch(self, indices: Sequence[int]) -> list[tuple[int, bytes]]:
-        """(global index, bytes) of each."""
-        numbers: dict[str, dict[int, int]] = {}  # per dataset: place in the batch -> record
-        for place, index in enumerate(indices):
-            dataset, row = self.mixture.locate(int(index))
-            numbers.setdefault(dataset.name, {})[place] = self.record_of_row[dataset.name][row]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CachedSource, (self.mixture, self.caches)
+
+    def fetch(self, rows: Sequence[int]) -> list[tuple[int, bytes]]:
+        """(row, bytes) of each."""
+        wanted: dict[str, dict[int, int]] = {}  # per dataset: row -> record
+        for row in rows:
+            name, number = self._record(row)
+            wanted.setdefault(name, {})[int(row)] = number
         data: dict[int, bytes] = {}
-        for name, wanted in numbers.items():
-            data.update(zip(wanted, self.caches[name].fetch(list(wanted.values())), strict=True))
-        return [(int(index), data[place]) for place, index in enumerate(indices)]
+        for name, records in wanted.items():
+            data.update(zip(records, self.caches[name].fetch(list(records.values())), strict=True))
+        return [(int(row), data[int(row)]) for row in rows]
 
     def decode(self, fetched: list[tuple[int, bytes]]) -> list[Tensor | BadSample]:
-        return [self._decoded(index, data) for index, data in fetched]
+        return [self._decoded(row, data) for row, data in fetched]
 
-    def _decoded(self, index: int, data: bytes) -> Tensor | BadSample:
-        dataset, row = self.mixture.locate(index)
-        number, cache = self.record_of_row[dataset.name][row], self.caches[dataset.name]
-        if cache.is_damaged(number):
-            sample = dataset.sample(row)
-            fix = f"restore the shard and remove the folder {cache.store.url}, whose features were computed without it"
-            return BadSample(sample.sample_id, f"{dataset.url}/{sample.shard}", "was damaged", fix)
-        return cache.decode(number, data, dataset.sample_ids[row])
+    def _decoded(self, row: int, data: bytes) -> Tensor | BadSample:
+        name, number = self._record(row)
+        dataset, index = self.mixture.locate(row)
+        return self.caches[name].decode(number, data, dataset.sample_id(index))
 
-    def damaged(self, indices: np.ndarray) -> list[BadSample]:
-        """Why the records of these global indices cannot be used."""
-        found = self.decode([(int(index), b"") for index in indices])
+    def damaged(self, rows: np.ndarray) -> list[BadSample]:
+        """Why the records of these rows cannot be used."""
+        found = self.decode(self.fetch(rows.tolist()))
         return [item for item in found if isinstance(item, BadSample)]
 
-    def moments(self, indices: np.ndarray) -> np.ndarray:
-        """Rows [n, 2, C] of the given global indices, NaN for damaged images."""
-        tables = {name: cache.moments() for name, cache in self.caches.items()}
-        located = [self.mixture.locate(int(index)) for index in indices]
-        return np.stack([tables[d.name][self.record_of_row[d.name][row]] for d, row in located])
+    def moments(self, rows: np.ndarray) -> np.ndarray:
+        """Channel sums [n, 2, C] of ascending rows, NaN for damaged images."""
+        parts = []
+        for dataset, start, stop in zip(
+            self.mixture.datasets, self.mixture.starts[:-1], self.mixture.starts[1:], strict=True
+        ):
+            own = rows[(rows >= start) & (rows < stop)] - start
+            if len(own):
+                parts.append(self.caches[dataset.name].moments(np.searchsorted(self._indices_of(dataset), own)))
+        return np.concatenate(parts)
 
+    def _record(self, row: int) -> tuple[str, int]:
+        """The dataset and the number of the record in its cache."""
+        dataset, index = self.mixture.locate(int(row))
+        indices = self._indices_of(dataset)
+        number = int(np.searchsorted(indices, index))
+        assert indices[number] == index, "features of training images alone are cached"
+        return dataset.name, number
 
-def cache_key(dataset: Dataset, backbone: Backbone, weights_digest: str) -> dict[str, Any]:
-    spec = asdict(backbone.spec)
-    spec["taps"] = list(spec["taps"])
-    computed = {"weights": weights_digest, "chunk": backbone.chunk, "computation": COMPUTATION}
-    return {"manifest": dataset.manifest.digest, **computed, **spec}
-
-
-def open_cache(url: str, dataset: Dataset, backbone: Backbone, weights_digest: str) -> FeatureCache | None:
-    """The complete cache of `dataset` below `url`, or None.
-
-    Raises:
-        UserError: a cache is there but cannot be understood.
-    """
-    key = cache_key(dataset, backbone, weights_digest)
-    store = _folder(url, dataset, key)
-    if not store.exists(INFO_NAME):
-        return None
-    try:
-        info = CacheInfo.model_validate_json(store.read(INFO_NAME))
-    except ValidationError as error:
-        raise UserError(f"{store.url_of(INFO_NAME)}: not readable ({first_line(error)}); remove the folder.") from None
-    return FeatureCache(store, info) if info.key == key else None
+    def _indices_of(self, dataset: Dataset) -> np.ndarray:
+        """The images whose features are cached, in the order of the records."""
+        if dataset.name not in self._indices:
+            self._indices[dataset.name] = dataset.indices("train")
+        return self._indices[dataset.name]
 
 
 def cached_source(url: str | None, mixture: Mixture, backbone: Backbone, weights_digest: str) -> CachedSource | None:
     """All caches of a mixture below `url`, or None if one is missing."""
     if url is None:
         return None
-    found = {dataset.name: open_cache(url, dataset, backbone, weights_digest) for dataset in mixture.datasets}
+    found = {one.name: CacheFolder.of(url, one, backbone, weights_digest).open() for one in mixture.datasets}
     caches = {name: cache for name, cache in found.items() if cache is not None}
     return CachedSource(mixture, caches) if len(caches) == len(found) else None
 
 
-def compute_shards(
-    url: str,
-    dataset: Dataset,
-    backbone: Backbone,
-    weights_digest: str,
-    world: World,
-    device: torch.device,
-    options: ReadOptions | None = None,
-) -> list[dict[str, Any]]:
-    """Compute and write this rank's share of the records; returns what `seal_cache` needs to know about it."""
-    store = _folder(url, dataset, cache_key(dataset, backbone, weights_digest))
-    rows = dataset.rows("train")
-    reader = SampleReader(dataset, backbone.spec.image_size, options)
-    share = world.share(len(rows))
-    parts: list[dict[str, Any]] = []
-    with Progress(world.own(f"features of {dataset.name}"), total=len(share), shown=world.is_main) as progress:
-        for first in range(share.start, share.stop, SHARD_RECORDS):
-            stop = min(first + SHARD_RECORDS, share.stop)
-            parts.append(_write_shard(store, reader, rows[first:stop], first, backbone, device, progress))
-    return parts
+@dataclass(frozen=True, slots=True)
+class ComputedShard:
+    """A shard that a rank has written, with the images that were damaged."""
+
+    shard: CacheShard
+    bad: list[BadSample]
 
 
-def _write_shard(
-    store: Store,
-    reader: SampleReader,
-    rows: np.ndarray,
-    first: int,
-    backbone: Backbone,
-    device: torch.device,
-    progress: Progress,
-) -> dict[str, Any]:
-    records: list[bytes] = []
-    digests: list[str] = []
-    bad: list[BadSample] = []
-    moments: list[np.ndarray] = []
-    blank = np.zeros((backbone.spec.image_size, backbone.spec.image_size, 3), np.uint8)
-    for start in range(0, len(rows), READ_CHUNK):
-        found = reader.images([int(row) for row in rows[start : start + READ_CHUNK]])
-        damaged = np.array([isinstance(image, BadSample) for image in found])
-        bad += [image for image in found if isinstance(image, BadSample)]
-        images = np.stack([blank if isinstance(image, BadSample) else image for image in found])
-        features = backbone(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).cpu()
-        sums = image_moments(features)
-        if damaged.any():
-            features = features.masked_fill(torch.from_numpy(damaged)[:, None, None, None], 0)
-            sums[damaged] = np.nan
-        moments.append(sums)
-        chunk = [feature.numpy().tobytes() for feature in features]
-        records += chunk
-        digests += ["" if lost else hashlib.sha256(r).hexdigest() for lost, r in zip(damaged, chunk, strict=True)]
-        progress.advance(len(images))
-    data = b"".join(records)
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"features-{first:08d}-{digest[:12]}.f16"
-    store.write(name, data)
-    shard = CacheShard(name=name, first=first, num_records=len(rows), sha256=digest)
-    return {
-        "shard": shard.model_dump(),
-        "record_sha256": digests,
-        "bad": bad,
-        "moments": np.concatenate(moments),
-        "shape": tuple(features.shape[1:]),
-    }
+@dataclass(frozen=True)
+class CacheFolder:
+    """The folder of one dataset's features, whether it is complete or not; its name is a hash of `key`, everything that
+    the features depend on."""
+
+    store: Store
+    key: dict[str, Any]
+    dataset: str
+    shape: tuple[int, int, int]  # of a record
+
+    @classmethod
+    def of(cls, url: str, dataset: Dataset, backbone: Backbone, weights_digest: str) -> "CacheFolder":
+        """The folder below `url`."""
+        spec = asdict(backbone.spec) | {"taps": list(backbone.spec.taps)}
+        computed = {"weights": weights_digest, "chunk": backbone.chunk, "computation": COMPUTATION}
+        key = {"format": FORMAT, "manifest": dataset.manifest.digest, **computed, **spec}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return cls(Store(url).child(f"{dataset.name}-{digest[:16]}"), key, dataset.name, backbone.shape)
+
+    def open(self) -> FeatureCache | None:
+        """The complete cache, or None.
+
+        Raises:
+            UserError: a cache is there but cannot be understood.
+        """
+        if not self.store.exists(INFO_NAME):
+            return None
+        try:
+            info = CacheInfo.model_validate_json(self.store.read(INFO_NAME))
+        except ValidationError as error:
+            url, problem = self.store.url_of(INFO_NAME), first_line(error)
+            raise UserError(f"{url}: not readable ({problem}); remove the folder.") from None
+        return FeatureCache(self.store, info) if info.key == self.key else None
+
+    def compute(self, images: SampleSource, rows: np.ndarray, backbone: Backbone, world: World) -> list[ComputedShard]:
+        """Compute and write this rank's share of the records, which are of the images at `rows` of the mixture."""
+        share = world.share(len(rows))
+        found = []
+        with Progress(world.own(f"features of {self.dataset}"), total=len(share), shown=world.is_main) as progress:
+            for first in range(share.start, share.stop, SHARD_RECORDS):
+                own = rows[first : min(first + SHARD_RECORDS, share.stop)]
+                found.append(self._compute_shard(images, own, backbone, first, progress))
+        return found
+
+    def _compute_shard(
+        self, images: SampleSource, rows: np.ndarray, backbone: Backbone, first: int, progress: Progress
+    ) -> ComputedShard:
+        data = bytearray()
+        moments: list[np.ndarray] = []
+        bad: list[BadSample] = []
+        for part in extract(images, rows, backbone):
+            for lost, features in zip(np.isnan(part.moments).any(axis=(1, 2)), part.features, strict=True):
+                content = features.numpy().tobytes()
+                number = first + len(data) // (len(content) + DIGEST_BYTES)
+                data += content + (bytes(DIGEST_BYTES) if lost else _digest(number, content))
+            moments.append(part.moments)
+            bad += part.bad
+            progress.advance(len(part.moments))
+        digest = hashlib.sha256(data).hexdigest()
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate(moments))
+        sums = hashlib.sha256(buffer.getvalue()).hexdigest()
+        shard = CacheShard(
+            name=f"features-{first:08d}-{digest[:12]}.f16",
+            first=first,
+            num_records=len(rows),
+            sha256=digest,
+            moments=f"moments-{first:08d}-{sums[:12]}.npy",
+            moments_sha256=sums,
+        )
+        self.store.write(shard.name, bytes(data))
+        self.store.write(shard.moments, buffer.getvalue())
+        return ComputedShard(shard, bad)
+
+    def seal(self, shards: Sequence[CacheShard]) -> FeatureCache:
+        """Write `cache.json`, from the shards of all ranks; the main process alone calls."""
+        info = CacheInfo(
+            key=self.key,
+            shape=self.shape,
+            num_records=sum(shard.num_records for shard in shards),
+            shards=sorted(shards, key=lambda shard: shard.first),
+        )
+        self.store.write(INFO_NAME, info.model_dump_json().encode())
+        return FeatureCache(self.store, info)
 
 
-def seal_cache(
-    url: str, dataset: Dataset, backbone: Backbone, weights_digest: str, parts: list[dict[str, Any]]
-) -> FeatureCache:
-    """Write `moments-*.npy` and then `cache.json` from the parts of all ranks; called by the main process alone."""
-    key = cache_key(dataset, backbone, weights_digest)
-    store = _folder(url, dataset, key)
-    parts = sorted(parts, key=lambda part: part["shard"]["first"])
-    buffer = io.BytesIO()
-    np.save(buffer, np.concatenate([part["moments"] for part in parts]))
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    info = CacheInfo(
-        key=key,
-        shape=parts[0]["shape"],
-        num_records=sum(part["shard"]["num_records"] for part in parts),
-        moments=f"moments-{digest[:12]}.npy",
-        moments_sha256=digest,
-        record_sha256=[sha for part in parts for sha in part["record_sha256"]],
-        shards=[CacheShard(**part["shard"]) for part in parts],
-    )
-    store.write(info.moments, buffer.getvalue())
-    store.write(INFO_NAME, info.model_dump_json().encode())
-    return FeatureCache(store, info)
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """Features float16 [n, C, G, G] of some images, on the CPU, and their channel sums float64 [n, 2, C]; zeros and NaN
+    for the damaged images, which `bad` tells."""
+
+    features: Tensor
+    moments: np.ndarray
+    bad: list[BadSample]
 
 
-def _folder(url: str, dataset: Dataset, key: dict[str, Any]) -> Store:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return Store(url).child(f"{dataset.name}-{digest[:16]}")
+def extract(images: SampleSource, rows: np.ndarray, backbone: Backbone) -> Iterator[Extracted]:
+    """Features of the images of these rows, in that order, some at a time; for a cache, or for the whitening alone."""
+    size = max(READ_TOGETHER, backbone.chunk)
+    for start in range(0, len(rows), size):
+        found = images.decode(images.fetch(rows[start : start + size].tolist()))
+        features = torch.zeros(len(found), *backbone.shape, dtype=torch.float16)
+        moments = np.full((len(found), 2, backbone.num_channels), np.nan)
+        readable = {n: image for n, image in enumerate(found) if not isinstance(image, BadSample)}
+        if readable:
+            numbers = list(readable)
+            features[numbers] = backbone(images.stack(list(readable.values())).to(backbone.mean.device)).cpu()
+            moments[numbers] = image_moments(features[numbers])
+        yield Extracted(features, moments, [image for image in found if isinstance(image, BadSample)])

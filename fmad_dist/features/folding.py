@@ -1,6 +1,6 @@
-"""Batch norms of a frozen network, folded into the convolutions before them: two fifths of a Lite0's time on a CPU.
+"""Fold batch norms of a frozen network into the convolutions before them; saves two fifths of a Lite0's time on a CPU.
 
-The weights of the network stay as they are, so files, digests and names of tensors do: the copy made here is only run.
+Only the copy that runs is folded: tensors, files and digests of the network itself do not change.
 """
 
 import copy
@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 def folded(net: nn.Module) -> nn.Module:
     """A copy of `net` (frozen, in eval mode) that computes the same, to rounding, with fewer passes over the data.
 
-    Only a batch norm that is the only reader of a convolution is folded; torch.fx tells. A network that it cannot
-    follow is returned itself.
+    A batch norm is folded if nothing else reads its convolution, by the graph of torch.fx. A network that torch.fx
+    cannot trace is returned itself.
     """
     try:
         with warnings.catch_warnings():
@@ -26,10 +26,10 @@ def folded(net: nn.Module) -> nn.Module:
     pairs = _pairs(graph, dict(net.named_modules()))
     if not pairs:
         return net
-    quick = copy.deepcopy(net)
+    copied = copy.deepcopy(net)
     for convolution, norm in pairs:
-        _fold(quick, convolution, norm)
-    return quick
+        _fold(copied, convolution, norm)
+    return copied
 
 
 class _Tracer(fx.Tracer):

@@ -1,113 +1,104 @@
 """Before training: find or compute the feature caches, and set the whitening from the training normals."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from fmad_dist.config import FeatureConfig
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.run import FeatureConfig, RunConfig
 from fmad_dist.features.backbones import PIXELS, Backbone, FeatureSpec, chunk_for, load_backbone
-from fmad_dist.features.cache import CachedSource, FeatureCache, compute_shards, open_cache, seal_cache
-from fmad_dist.features.whitening import Whitening, image_moments
+from fmad_dist.features.cache import SHARD_RECORDS, CachedSource, CacheFolder, FeatureCache, extract
+from fmad_dist.features.sums import FeatureSums, summed
+from fmad_dist.features.whitening import Whitening
+from fmad_dist.stream.image_source import SampleSource
 from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.shards import ReadOptions
-from fmad_dist.stream.sources import SampleSource
-from fmad_dist.world import World
 
 MAX_WHITENING_IMAGES = 4096  # without a cache, the whitening is estimated on at most this many training normals
 
 
 class TrainingImages(Protocol):
-    """The images of a run: which there are, which of them train, and how to read them."""
+    """The images of a run, its split into training and held-out images, and the source that reads them."""
 
     mixture: Mixture
     split: TrainSplit
     images: SampleSource
 
 
-GatherObjects = Callable[[Any], list[Any]]
-
-
 @dataclass(frozen=True)
 class PreparedFeatures:
-    """What training needs to know about its inputs."""
+    """The inputs of training, and what whitening and class means are computed from."""
 
     backbone: Backbone
     whitening: Whitening
     source: SampleSource  # uint8 images, or float16 features when `cached`
     cached: bool
     weights_digest: str
-    rows: np.ndarray  # training rows behind the whitening, int64 [n]
-    moments: np.ndarray  # their per-image channel sums, float64 [n, 2, C]
+    sums: FeatureSums  # over the training normals of each class
     bad: tuple[BadSample, ...] = ()  # images that were left out because they are damaged
 
-    def class_means(self, class_of_row: np.ndarray, num_classes: int) -> torch.Tensor:
+    def class_means(self) -> torch.Tensor:
         """Mean whitened feature vector of each class over its training normals, float32 [K, C]."""
-        pooled = self.whitening.pooled(self.moments, self.backbone.spec.grid**2)
-        means = [pooled[torch.from_numpy(class_of_row == number)].mean(dim=0) for number in range(num_classes)]
-        return torch.stack(means)
+        return self.sums.class_means(self.whitening, self.backbone.spec.grid**2)
 
 
 def feature_spec(config: FeatureConfig) -> FeatureSpec:
+    """What a configuration says about features; `pixels` has one stage whatever the taps are."""
     taps = (0,) if config.backbone == PIXELS else config.taps
     return FeatureSpec(config.backbone, taps, config.grid, config.image_size, config.reduction)
 
 
-def prepare_features(
-    config: FeatureConfig,
-    data: TrainingImages,
-    world: World,
-    device: torch.device,
-    gather: GatherObjects,
-    reading: ReadOptions | None = None,
-    max_bad_samples: int = 10,
-) -> PreparedFeatures:
-    """Called by every rank; `gather` returns the objects of all ranks in rank order, on every rank.
+def prepare_features(config: RunConfig, data: TrainingImages, world: World, device: torch.device) -> PreparedFeatures:
+    """Load the backbone, find or compute the caches of its features, and set the whitening; every rank calls.
 
     Damaged images are left out and listed.
 
     Raises:
         UserError: the backbone or a cache cannot be used, or a class has no readable image.
     """
-    backbone = load_backbone(feature_spec(config), config.weights).to(device)
+    settings, mixture, rows = config.features, data.mixture, data.split.train
+    backbone = load_backbone(feature_spec(settings), settings.weights).to(device)
     backbone.chunk = chunk_for(device)
     digest = backbone.weights_digest()
-    mixture, train_rows = data.mixture, data.split.train
-    whitening = Whitening(backbone.num_channels, config.norm)
-    tokens = config.grid**2
-    if config.cache is None:
-        source = data.images
-        rows = _spread(train_rows, mixture.class_numbers[train_rows])
-        moments, bad = _moments(data.images, rows, backbone, world, device, gather)
+    source, bad = data.images, list[BadSample]()
+    if settings.cache is None:
+        rows = _spread(rows, mixture.class_numbers[rows])
+
+        def moments(own: np.ndarray) -> Iterator[np.ndarray]:
+            for part in extract(data.images, own, backbone):
+                bad.extend(part.bad)
+                yield part.moments
     else:
-        caches = {
-            dataset.name: open_cache(config.cache, dataset, backbone, digest)
-            or _build(config.cache, dataset, backbone, digest, world, device, gather, reading, max_bad_samples)
-            for dataset in mixture.datasets
-        }
-        for cache in caches.values():
-            cache.store.patience_s = reading.patience_s if reading else cache.store.patience_s
+        caches = {}
+        for dataset, start in zip(mixture.datasets, mixture.starts, strict=False):
+            folder = CacheFolder.of(settings.cache, dataset, backbone, digest)
+            own = start + dataset.indices("train")
+            cache = folder.open() or _build(folder, data.images, own, backbone, world, config.data.max_bad_samples)
+            cache.store.patience_s = config.data.patience_s
+            caches[dataset.name] = cache
         source = cached = CachedSource(mixture, caches)
-        rows, moments = train_rows, cached.moments(train_rows)
-        bad = cached.damaged(train_rows[np.isnan(moments).any(axis=(1, 2))])
-    readable = ~np.isnan(moments).any(axis=(1, 2))
-    rows, moments = rows[readable], moments[readable]
-    _check_classes(mixture, rows, bad)
-    whitening.set_moments(moments, tokens)
-    is_cached = config.cache is not None
-    return PreparedFeatures(backbone, whitening.to(device), source, is_cached, digest, rows, moments, tuple(bad))
 
+        def moments(own: np.ndarray) -> Iterator[np.ndarray]:
+            for start in range(0, len(own), SHARD_RECORDS):
+                some = own[start : start + SHARD_RECORDS]
+                found = cached.moments(some)
+                bad.extend(cached.damaged(some[np.isnan(found).any(axis=(1, 2))]))
+                yield found
 
-def _check_classes(mixture: Mixture, rows: np.ndarray, bad: list[BadSample]) -> None:
-    """Every class has a readable image; there can only be one without if images are damaged."""
-    seen = np.bincount(mixture.class_numbers[rows], minlength=len(mixture.class_names))
-    if (seen == 0).any():
-        name = mixture.class_names[int(np.argmin(seen))]
-        raise UserError(f"class {name}: none of its images could be read, first: {bad[0]}")
+    whitening, tokens = Whitening(backbone.num_channels, settings.norm), settings.grid**2
+    classes = mixture.class_numbers[rows]
+    sums = summed(rows, classes, len(mixture.class_names), moments, whitening, tokens, world)
+    every_bad = [one for found in world.gather(bad) for one in found]
+    if (sums.counts == 0).any():
+        name = mixture.class_names[int(np.argmin(sums.counts))]
+        raise UserError(f"class {name}: none of its images could be read, first: {every_bad[0]}")
+    sums.set(whitening, tokens)
+    is_cached = settings.cache is not None
+    return PreparedFeatures(backbone, whitening.to(device), source, is_cached, digest, sums, tuple(every_bad))
 
 
 def _spread(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -117,50 +108,17 @@ def _spread(rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _build(
-    url: str,
-    dataset: Any,
-    backbone: Backbone,
-    digest: str,
-    world: World,
-    device: torch.device,
-    gather: GatherObjects,
-    reading: ReadOptions | None,
-    max_bad_samples: int,
+    folder: CacheFolder, images: SampleSource, rows: np.ndarray, backbone: Backbone, world: World, max_bad_samples: int
 ) -> FeatureCache:
-    """Raises:
-    UserError: so many images are damaged that the cache is not worth keeping.
-    """
-    gathered = gather(compute_shards(url, dataset, backbone, digest, world, device, reading))
-    bad = [one for parts in gathered for part in parts for one in part["bad"]]
+    """Compute the cache of a dataset, whose training images are `rows`, on all ranks; too many damaged are refused."""
+    gathered = world.gather(folder.compute(images, rows, backbone, world))
+    computed = [one for own in gathered for one in own]
+    bad = [one for found in computed for one in found.bad]
     if len(bad) > max_bad_samples:
         raise UserError(f"data.max_bad_samples: {len(bad)} damaged samples, {max_bad_samples} allowed; {bad[0]}")
     if world.is_main:
-        seal_cache(url, dataset, backbone, digest, [part for parts in gathered for part in parts])
-    gather(None)  # nobody opens the cache before the main process has sealed it
-    cache = open_cache(url, dataset, backbone, digest)
+        folder.seal([found.shard for found in computed])
+    world.barrier()  # no rank opens the cache before the main one has sealed it
+    cache = folder.open()
     assert cache is not None
     return cache
-
-
-def _moments(
-    images: SampleSource,
-    rows: np.ndarray,
-    backbone: Backbone,
-    world: World,
-    device: torch.device,
-    gather: GatherObjects,
-) -> tuple[np.ndarray, list[BadSample]]:
-    """Channel sums of the rows' images, float64 [n, 2, C], NaN for damaged ones, and those."""
-    share = world.share(len(rows))
-    sums = np.full((len(share), 2, backbone.num_channels), np.nan)
-    bad: list[BadSample] = []
-    for start in range(0, len(share), backbone.chunk):
-        chosen = rows[share][start : start + backbone.chunk]
-        found = images.decode(images.fetch(chosen.tolist()))
-        readable = [(start + n, image) for n, image in enumerate(found) if not isinstance(image, BadSample)]
-        bad += [image for image in found if isinstance(image, BadSample)]
-        if readable:
-            places, batch = zip(*readable, strict=True)
-            sums[list(places)] = image_moments(backbone(torch.stack(batch).to(device)))
-    parts = gather((sums, bad))
-    return np.concatenate([part for part, _ in parts]), [one for _, some in parts for one in some]

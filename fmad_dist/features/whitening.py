@@ -1,4 +1,4 @@
-"""Standardisation of features, so that data and N(0, I) noise live on one scale."""
+"""Standardisation of features to the scale of N(0, I) noise."""
 
 from typing import Literal
 
@@ -31,20 +31,22 @@ class Whitening(nn.Module):
             return F.layer_norm(features.float(), features.shape[1:])
         return (features.float() - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def set_moments(self, moments: np.ndarray, tokens_per_image: int) -> None:
-        """Take mean and std from per-image sums, float64 [N, 2, C] (sum and sum of squares over the tokens).
+    def set_moments(self, sums: np.ndarray, num_tokens: int) -> None:
+        """Take mean and std from the sums and sums of squares over so many tokens, float64 [2, C].
 
-        The sum runs over images in their given order in float64, so it does not depend on who computed the rows.
-        A channel that hardly varies on normal images gets at least 1/1000 of the median deviation: a test image in
-        which it does vary must stand out, but not by a factor of a million.
+        A channel that hardly varies on normal images gets at least 1/1000 of the median deviation, so that a test image
+        in which it does vary is not scaled by a factor of a million.
         """
-        total = moments.sum(axis=0) / (len(moments) * tokens_per_image)
+        total = sums / num_tokens
         std = np.sqrt(np.maximum(total[1] - total[0] ** 2, 1e-12))
         self.mean.copy_(torch.from_numpy(total[0]))
         self.std.copy_(torch.from_numpy(np.maximum(std, 1e-3 * np.median(std))))
 
     def pooled(self, moments: np.ndarray, tokens_per_image: int) -> Tensor:
-        """Mean over the tokens of each image's normalised features, float32 [N, C], from its sums [N, 2, C]."""
+        """Mean over the tokens of each image's normalised features, float32 [N, C], from its sums [N, 2, C].
+
+        For `channel`, and nothing else, the mean of some images is that of the mean of their sums.
+        """
         means, squares = moments[:, 0] / tokens_per_image, moments[:, 1] / tokens_per_image
         if self.norm == "layer":
             centre = means.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they belong to, so that no layout of processes or batches changes them."""
+"""Random numbers seeded by what they belong to, so that no layout of processes or batches changes them."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def keyed_times(seed: int, keys: Sequence[int]) -> Tensor:
 
 
 def _generators(device: torch.device, seed: int, keys: Sequence[int], *more: int) -> Iterator[torch.Generator]:
-    """One generator, seeded anew for each key: making one for every image would keep a GPU waiting."""
+    """One generator, seeded anew for each key: creating one per image is slow on a GPU."""
     generator = torch.Generator(device)
     for own in _generator_seeds(seed, keys, *more):
         yield generator.manual_seed(own)
@@ -68,7 +68,7 @@ def _mixed(words: np.ndarray) -> np.ndarray:
 def content_keys(images: Tensor) -> list[int]:
     """One key per image from its pixels: uint8 [B, 3, S, S] -> 62-bit integers.
 
-    The same picture gets the same test-time noise whatever it is called and whoever scores it.
+    Equal pictures get equal test-time noise, whatever their names and the process that scores them.
     """
     arrays = images.cpu().contiguous().numpy()
     return [int.from_bytes(hashlib.sha256(array.tobytes()).digest()[:8], "big") >> 2 for array in arrays]

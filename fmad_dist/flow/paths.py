@@ -5,7 +5,7 @@ Two opposite directions of time are in use: `forward` has noise at t = 0 and dat
 `vp` is the variance-preserving diffusion with data at t = 0, whose network predicts the noise [InvAD].
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,86 +13,45 @@ import torch
 from torch import Tensor
 
 PathName = Literal["forward", "reversed", "vp"]
+BETA_FIRST, BETA_LAST = 0.1, 20.0  # of vp: the continuous limit of the usual 1,000 betas from 1e-4 to 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class PathSample:
-    """Points on the path and what a network should answer there."""
+    """Points on the path and what a network should predict there."""
 
     x_t: Tensor  # [B, C, H, W]
     t: Tensor  # [B] in [0, 1]
     target: Tensor  # [B, C, H, W]
 
 
-class AffinePath(ABC):
-    """x_t = alpha(t) x + sigma(t) e for t in [0, 1]."""
+@dataclass(frozen=True, slots=True)
+class AffinePath:
+    """x_t = alpha(t) x + sigma(t) e for t in [0, 1]; x and noise e are [B, C, H, W]."""
 
     name: PathName
     data_time: float  # where alpha = 1 and sigma = 0
-    predicts: Literal["velocity", "noise"] = "velocity"
-
-    @abstractmethod
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at times t [B] in [0, 1], each [B]."""
-
-    @abstractmethod
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        """What the network learns to answer, [B, C, H, W]."""
+    coefficients: Callable[[Tensor], tuple[Tensor, Tensor]]  # alpha and sigma, each [B], at times t [B]
+    target: Callable[[Tensor, Tensor], Tensor]  # of x and e: what the network learns, a velocity or the noise
 
     def sample(self, x: Tensor, noise: Tensor, t: Tensor) -> PathSample:
-        """x and noise [B, C, H, W], t [B] in [0, 1]."""
+        """The points and targets at times t [B]."""
         return PathSample(self.interpolate(x, noise, t), t, self.target(x, noise))
 
     def interpolate(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The points x_t at times t [B]."""
         alpha, sigma = (part.view(-1, *[1] * (x.dim() - 1)) for part in self.coefficients(t.to(x.dtype)))
         return sigma * noise + alpha * x
 
 
-class ForwardPath(AffinePath):
-    """x_t = (1 - t) e + t x with velocity x - e."""
-
-    name = "forward"
-    data_time = 1.0
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return t, 1 - t
-
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        return x - noise
-
-
-class ReversedPath(AffinePath):
-    """x_t = (1 - t) x + t e with velocity e - x."""
-
-    name = "reversed"
-    data_time = 0.0
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - t, t
-
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        return noise - x
-
-
-class VariancePreservingPath(AffinePath):
-    """alpha(t) = exp(-t^2 (b1 - b0) / 4 - t b0 / 2), sigma^2 = 1 - alpha^2; the network predicts the noise e.
-
-    b0 = 0.1 and b1 = 20 are the continuous limit of the usual 1,000 betas from 1e-4 to 0.02 (Song et al., 2021).
-    """
-
-    name = "vp"
-    data_time = 0.0
-    predicts = "noise"
-    beta_first, beta_last = 0.1, 20.0
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        exponent = -(t**2) * (self.beta_last - self.beta_first) / 4 - t * self.beta_first / 2
-        return exponent.exp(), (-torch.expm1(2 * exponent)).sqrt()
-
-    def target(self, x: Tensor, noise: Tensor) -> Tensor:
-        return noise
+def _variance_preserving(t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha(t) = exp(-t^2 (b1 - b0) / 4 - t b0 / 2), sigma^2 = 1 - alpha^2 (Song et al., 2021)."""
+    exponent = -(t**2) * (BETA_LAST - BETA_FIRST) / 4 - t * BETA_FIRST / 2
+    return exponent.exp(), (-torch.expm1(2 * exponent)).sqrt()
 
 
 PATHS: dict[PathName, AffinePath] = {
-    path.name: path for path in (ForwardPath(), ReversedPath(), VariancePreservingPath())
+    "forward": AffinePath("forward", 1.0, lambda t: (t, 1 - t), lambda x, noise: x - noise),
+    "reversed": AffinePath("reversed", 0.0, lambda t: (1 - t, t), lambda x, noise: noise - x),
+    "vp": AffinePath("vp", 0.0, _variance_preserving, lambda x, noise: noise),
 }

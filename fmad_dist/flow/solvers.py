@@ -1,11 +1,16 @@
-"""Fixed-step solvers of dx/dt = v(x, t) between any two times, in either direction."""
+"""A trained network as the field that scorers integrate, and fixed-step solvers of dx/dt = v(x, t).
+
+They go between any two times, in either direction. The bits of a field do not depend on the batch.
+"""
 
 import itertools
 from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fmad_dist.flow.paths import AffinePath
 
 SolverName = Literal["euler", "midpoint", "heun"]
 Velocity = Callable[[Tensor, Tensor], Tensor]  # v(x [B, ...], t [B]) -> [B, ...]
@@ -37,3 +42,35 @@ def _slope(velocity: Velocity, x: Tensor, now: float, then: float, solver: Solve
         middle = (now + then) / 2
         return at(x + (middle - now) * first, middle)
     return (first + at(x + (then - now) * first, then)) / 2
+
+
+class Field:
+    """What a network predicts, whatever path it was trained on.
+
+    For a velocity network `field(x, t)` is the forward velocity (noise at t = 0, data at t = 1); a reversed network is
+    read as v_fwd(x, t) = -v_rev(x, 1 - t). For a noise network it is the predicted noise at the path's own time.
+
+    On a CPU, images are run one by one: as fast as in a batch, and the bits of an image's scores do not depend on the
+    batch it came in. Elsewhere the whole batch goes at once.
+
+    The network computes in the `dtype` of its weights; points and predictions are float32.
+    """
+
+    def __init__(self, network: nn.Module, path: AffinePath, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network.to(dtype)
+        self.path = path
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """x float32 [B, C, H, W], t [B] -> float32 [B, C, H, W]."""
+        if self.path.name == "reversed":
+            return -self._run(x, 1.0 - t)
+        return self._run(x, t)
+
+    def _run(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.device.type != "cpu" or len(x) == 1:
+            return self._predict(x, t)
+        return torch.cat([self._predict(x[i : i + 1], t[i : i + 1]) for i in range(len(x))])
+
+    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x.to(self.dtype), t).float()

@@ -3,20 +3,19 @@
 The files are the truth; MLflow gets a copy, and what it missed when it comes back.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fmad_dist.config import RunConfig
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.results import METRIC_NAMES, Metrics, Results
-from fmad_dist.evaluation.synthetic import FORMAT
-from fmad_dist.flaws.photograph import KINDS
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import RunConfig
+from fmad_dist.defects.photograph import KINDS
+from fmad_dist.follow.synthetic import FORMAT
+from fmad_dist.metrics.results import METRIC_NAMES, Results
 from fmad_dist.storage import Store
+from fmad_dist.storage.stamp import key_of
 from fmad_dist.tracking.record import read_lines
 from fmad_dist.tracking.runs import AddedMetrics
 from fmad_dist.training.checkpoint import Checkpoint, Checkpoints
@@ -50,9 +49,9 @@ class FollowRecord:
             "what": WHAT,
             "num_normals": labels.count(0),
             "num_defects": labels.count(1),
-            "mean": _numbers(results.mean.metrics),
+            "mean": results.mean.metrics.by_name(),
             "kinds": {kind: _mean_of_kind(results, kind) for kind in KINDS},
-            "classes": {name: _numbers(found.metrics) for name, found in results.classes.items()},
+            "classes": {name: found.metrics.by_name() for name, found in results.classes.items()},
             "checkpoint": digest,
             "set": images,
             "seconds": round(seconds, 1),
@@ -88,7 +87,7 @@ class FollowRecord:
         state = checkpoint.state
         parts = ("features", "scorer", "protocol")
         facts = {"format": FORMAT, "per_class": self.per_class, "stream": state.plan_digest}
-        return checkpoint.digest[:16], _digest(facts | {name: state.config.get(name) for name in parts})
+        return checkpoint.digest[:16], key_of(facts | {name: state.config.get(name) for name in parts})
 
     def _write(self) -> None:
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for _, line in sorted(self.lines.items()))
@@ -99,14 +98,20 @@ class FollowRecord:
             self.store.write(BEST_NAME, (json.dumps(body, indent=1) + "\n").encode())
 
 
-def record_folder(run: str, out: Path | None) -> Path:
+def best_of(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's `follow.json`: `step`, `best_by`, `mean`; None if no checkpoint was evaluated."""
+    path = folder / BEST_NAME
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def record_folder(run: str, out: str | None) -> Path:
     """Where the record of a run goes: `out`, else the run directory itself, which the training may not have made yet.
 
     Raises:
         UserError: the run is given by its checkpoints alone, and there is no `out`.
     """
     if out is not None:
-        return out
+        return Path(out)
     store = Store(run)
     if store.is_local and (store.exists("config.yaml") or not Checkpoints(run).steps()):
         return Path(store.path())
@@ -125,14 +130,6 @@ def tracked_run(folder: Path, config: RunConfig, run_id: str | None) -> AddedMet
 
 def _mean_of_kind(results: Results, kind: str) -> dict[str, float | None]:
     """The unweighted mean over the classes that define a metric for this kind of defect."""
-    found = [asdict(one.defects[kind].metrics) for one in results.classes.values() if kind in one.defects]
-    columns = {name: [values[name] for values in found if not math.isnan(values[name])] for name in METRIC_NAMES}
+    found = [one.defects[kind].metrics.by_name() for one in results.classes.values() if kind in one.defects]
+    columns = {name: [value for one in found if (value := one[name]) is not None] for name in METRIC_NAMES}
     return {name: math.fsum(column) / len(column) if column else None for name, column in columns.items()}
-
-
-def _numbers(metrics: Metrics) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in asdict(metrics).items()}
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

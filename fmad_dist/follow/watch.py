@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from torch import Tensor
 
-from fmad_dist.config import RunConfig
-from fmad_dist.detector_files import SPEC_NAME
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import RunConfig
+from fmad_dist.detector.completeness import what_lacks
 from fmad_dist.storage import Store
 from fmad_dist.training.checkpoint import Checkpoint, Checkpoints, Damaged
 from fmad_dist.training.checkpoint_reader import read_averages
@@ -123,11 +124,11 @@ class Watch:
         return Ended(f"no new checkpoint for {waited:.0f} s") if waited >= self.patience_s else None
 
     def _is_complete(self) -> bool:
-        """Its last checkpoint needs nothing more, and a run directory holds its detector."""
+        """Its last checkpoint needs nothing more, and a run directory holds the detector of that."""
         if self.config is None or self.config.train.steps not in self._settled:
             return False
         has_folder = self.run.is_local and self.run.exists("config.yaml")
-        return not has_folder or self.run.exists(f"detector/{SPEC_NAME}")
+        return not has_folder or what_lacks(Path(self.run.path()), self.config) is None
 
     def _say(self, text: str) -> None:
         if text not in self._said:

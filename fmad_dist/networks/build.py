@@ -4,35 +4,37 @@ import os
 import shutil
 
 import torch
-from torch import nn
 
-from fmad_dist.config import ModelConfig
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import ModelConfig
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec
 from fmad_dist.networks.unet import UNet, UNetSpec
 
 NetworkSpec = DiTSpec | UNetSpec
+Network = DiT | UNet  # each with its `spec`
 
 
 def network_spec(config: ModelConfig, channels: int, grid: int, num_classes: int = 0) -> NetworkSpec:
-    """For inputs [B, channels, grid, grid]."""
+    """The network of a configuration for inputs [B, channels, grid, grid]."""
     classes = num_classes if config.use_labels else 0
     if config.network == "unet":
         return UNetSpec(channels, grid, config.width, config.levels, config.blocks, classes)
     return DiTSpec(channels, grid, *PRESETS[config.preset], classes, config.patch, config.skip)
 
 
-def build_network(spec: NetworkSpec, checkpointing: bool = False) -> nn.Module:
+def build_network(spec: NetworkSpec, checkpointing: bool = False) -> Network:
+    """A network with new weights; with `checkpointing` the backward pass of training computes activations again."""
     return UNet(spec, checkpointing) if isinstance(spec, UNetSpec) else DiT(spec, checkpointing)
 
 
-def compile_network(network: nn.Module, scoring: bool = False) -> None:
-    """Compile in place, at the first batch. Of a DiT one block is compiled, which serves all: the whole takes the
-    compiler as many times longer as it is deep. For `scoring` batches may have any size, and whoever walks backwards
-    may do so several times through one graph, as density does; training does neither.
+def compile_network(network: Network, scoring: bool = False) -> None:
+    """Compile the network in place; compilation happens at the first batch.
+
+    Of a DiT only the block is compiled, once for all blocks: compiling the whole takes as many times longer as it is
+    deep. With `scoring` the batch size may vary and a graph may be run backwards several times, as density does.
 
     Raises:
-        UserError: torch's compiler would not find the one that it needs itself, and fail at that batch.
+        UserError: torch's compiler finds no C or C++ compiler, and would fail at the first batch.
     """
     variable, names = ("CC", ("gcc", "clang")) if torch.cuda.is_available() else ("CXX", ("g++",))
     if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else names)):

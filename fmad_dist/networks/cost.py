@@ -1,7 +1,7 @@
 """What a network costs, by running it without data: parameters, floating-point operations, activations.
 
-The network runs on torch's fake tensors, which have shapes but no content, so this works for every architecture in a
-second, needs no memory, and cannot drift from the code.
+The network runs on torch's fake tensors, which have shapes but no content: it takes a second and no memory, for every
+architecture.
 """
 
 from dataclasses import dataclass

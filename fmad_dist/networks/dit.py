@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fmad_dist.config import SkipName
+from fmad_dist.config.run import SkipName
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A convolutional U-Net in the manner of ADM (Dhariwal and Nichol, 2021), from diffusers.
+"""A convolutional U-Net after ADM (Dhariwal and Nichol, 2021), from diffusers.
 
 Flow Mismatching uses one on RGB pixels (64 base channels), WT-Flow a small one on an 8 x 8 feature map (width 128).
 """

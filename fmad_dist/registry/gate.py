@@ -1,8 +1,8 @@
-"""May a version take the place of the champion? A pure decision on what was measured, with every reason [ours].
+"""Decide whether a version may replace the champion: a pure function of what was measured, with every reason [ours].
 
 A gate is an acceptance test on the data it is given: it says whether one candidate is fit for use. Which candidate
 that is must be decided before, on held-out normals and synthetic defects (`fmad follow`): the best of many candidates
-on test images would have a flattering result.
+on test images would have results that are too good.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fmad_dist.config_files import read_tree, validated
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.results import METRIC_NAMES
+from fmad_dist.config.files import read_tree, validated
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.metrics.results import METRIC_NAMES
 
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -55,7 +55,7 @@ class Gate(BaseModel):
 
 
 def load_gate(path: Path | None) -> Gate:
-    """The gate of a YAML file; without one the default.
+    """Read the gate from a YAML file; without one return the default.
 
     Raises:
         UserError: the file cannot be read, or a key or value is wrong.
@@ -65,7 +65,7 @@ def load_gate(path: Path | None) -> Gate:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of a version when the gate looks at it."""
+    """What the gate is told about a version."""
 
     version: str
     results: Mapping[str, Any] | None  # the content of results.json, None if the version was never evaluated
@@ -77,7 +77,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The registered files scored images of the evaluation again."""
+    """How the registered files score images of the evaluation, beside what the evaluation says."""
 
     num_images: int
     difference: float  # largest relative difference of a score
@@ -86,7 +86,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One condition of the gate and what was found."""
+    """One condition of the gate, whether it holds, and the value that was found."""
 
     name: str
     passed: bool
@@ -95,7 +95,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """All checks; a version is accepted if every one passes."""
+    """All checks of a version, which is accepted if every one passes."""
 
     checks: tuple[Check, ...]
 
@@ -105,7 +105,7 @@ class Decision:
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is refused."""
+        """The checks that do not pass; empty if it is accepted."""
         return [f"{check.name}: {check.found}" for check in self.checks if not check.passed]
 
     def lines(self) -> list[str]:
@@ -114,7 +114,8 @@ class Decision:
 
 
 def decide(gate: Gate, candidate: Evidence, champion: Evidence | None, parity: Parity | None) -> Decision:
-    """Check the candidate; `champion` is None where there is none yet, `parity` None where it cannot be measured."""
+    """Check the candidate against the gate and the champion; None stands for no champion yet and for a parity that
+    cannot be measured."""
     checks = [_evaluated(candidate), *_calibrated(candidate)]
     if candidate.results is not None:
         checks += _complete(gate, candidate)

@@ -1,55 +1,45 @@
-"""What `fmad registry list`, `show` and `compare` say."""
+"""The tables and texts of `fmad registry list`, `show` and `compare`."""
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.results import METRIC_NAMES
+from fmad_dist.base.errors import UserError
+from fmad_dist.metrics.results import METRIC_NAMES
 from fmad_dist.registry.evidence import evaluation_of, read_evidence
-from fmad_dist.registry.lineage import LINEAGE_NAME
-from fmad_dist.registry.lock import SUFFIX
-from fmad_dist.registry.promotion import DECISION_TAG, REPLACED_TAG, ROLLED_BACK_TAG
-from fmad_dist.registry.versions import answered, download_model, registry_client, uri_of, version_of
+from fmad_dist.registry.gate import Check, Decision
+from fmad_dist.registry.promotion import DECISION_TAG, REPLACED_TAG, ROLLED_BACK_TAG, SUFFIX
+from fmad_dist.registry.register import LINEAGE_NAME
+from fmad_dist.tracking.server import answered, download_model, registry_client, uri_of, version_of
 
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")
 
 
 def list_versions(name: str | None) -> Table:
-    """All versions of a model, or of all models, the newest first.
+    """Return a table of all versions of a model, or of all models, the newest first.
 
     Raises:
         UserError: there is no such model, or the registry cannot be reached.
     """
+    import mlflow
+
     client = registry_client()
     table = Table("model", "aliases", "made", "step", *SHOWN, "protocol", "gate", "run")
     with answered(f"models:/{name}" if name else "registry list"):
-        names = [name] if name else [model.name for model in _all_of(client.search_registered_models)]
+        names = [name] if name else [model.name for model in mlflow.search_registered_models()]
         for one in names:
             if one.endswith(SUFFIX):
                 continue
             of_version = _aliases(client.get_registered_model(one).aliases)
-            versions = _all_of(client.search_model_versions, filter_string=f"name='{one}'")
+            versions = mlflow.search_model_versions(filter_string=f"name='{one}'")
             for version in sorted(versions, key=lambda version: -int(version.version)):
                 table.add_row(*_row(version, of_version.get(str(version.version), [])))
     if not table.row_count:
         raise UserError("the registry has no versions; `fmad registry register --run DIR` makes one.")
     return table
-
-
-def _all_of(search: Callable[..., Any], **options: str) -> list[Any]:
-    """Every page of a search."""
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = search(page_token=token, **options)
-        found += page
-        token = page.token
-        if not token:
-            return found
 
 
 def _aliases(by_alias: dict[str, Any]) -> dict[str, list[str]]:
@@ -71,7 +61,7 @@ def _row(version: Any, aliases: list[str]) -> list[str]:
 
 
 def show_version(model: str) -> Iterator[str]:
-    """Lines: which data, which code, which configuration, how good, and what the gate said. From the registry alone.
+    """Yield lines from the registry alone: data, code, configuration, metrics and the gate's decision.
 
     Raises:
         UserError: the registry has no such version, or cannot be reached.
@@ -86,7 +76,7 @@ def show_version(model: str) -> Iterator[str]:
         yield from _lineage_lines(json.loads(found[0].read_text()))
     evaluated = evaluation_of(version)
     if evaluated is None:
-        yield f"evaluation     none; run `fmad evaluate --model {uri_of(version)} --manifest URL --out DIR`"
+        yield f"evaluation     none; run `fmad evaluate --model {uri_of(version)} --data URL --out DIR`"
     else:
         yield f"evaluation     {version.tags.get('fmad.protocol', '')}, files in {evaluated.artifacts} of the run"
         for name, digest in evaluated.tested_on.items():
@@ -102,6 +92,8 @@ def _lineage_lines(lineage: dict[str, Any]) -> Iterator[str]:
         yield f"data           {name}, manifest {digest}, licence {lineage['licences'].get(name, 'not known')}"
     for url in lineage["manifests"]:
         yield f"  from         {url}"
+    for name, digest in (lineage.get("calibrated_on") or {}).items():
+        yield f"thresholds     calibrated again on {name}, digest {digest}"
     yield f"licence note   {lineage['licence_note']}"
     yield f"backbone       {lineage['backbone']}, weights {lineage['backbone_digest']}"
     yield f"weights        sha256 {lineage['weights_sha256']}"
@@ -109,7 +101,7 @@ def _lineage_lines(lineage: dict[str, Any]) -> Iterator[str]:
     yield "config         " + json.dumps(lineage["config"], indent=1).replace("\n", "\n               ")
 
 
-def _metric_lines(results: dict[str, Any] | Any) -> Iterator[str]:
+def _metric_lines(results: Mapping[str, Any] | None) -> Iterator[str]:
     if results is None:
         return
     mean = results["mean"]
@@ -129,8 +121,7 @@ def _decision_lines(tags: dict[str, str]) -> Iterator[str]:
         word = "accepted" if decision["accepted"] else "refused"
         against = f", against version {decision['against']}" if decision["against"] else ""
         yield f"gate           {word} on {decision['time']}{against}"
-        for check in decision["checks"]:
-            yield f"  {'ok     ' if check['passed'] else 'refused'}  {check['name']}: {check['found']}"
+        yield from (f"  {line}" for line in Decision(tuple(Check(**check) for check in decision["checks"])).lines())
     if REPLACED_TAG in tags:
         yield f"replaced       version {tags[REPLACED_TAG]}"
     if ROLLED_BACK_TAG in tags:
@@ -138,7 +129,7 @@ def _decision_lines(tags: dict[str, str]) -> Iterator[str]:
 
 
 def compare_versions(one: str, other: str, metric: str) -> Iterator[Table | str]:
-    """Means of two versions with their intervals, then a metric of every class, the largest loss first.
+    """Yield the means of two versions with their intervals, then a metric of every class, the largest loss first.
 
     Raises:
         UserError: a version was never evaluated, or the two evaluations cannot be compared.
@@ -161,7 +152,7 @@ def compare_versions(one: str, other: str, metric: str) -> Iterator[Table | str]
     yield _classes(names, a.results, b.results, metric)
 
 
-def _means(names: list[str], a: dict[str, Any] | Any, b: dict[str, Any] | Any) -> Table:
+def _means(names: list[str], a: Mapping[str, Any], b: Mapping[str, Any]) -> Table:
     table = Table("mean over classes", *names, "difference")
     for metric in METRIC_NAMES:
         cells = [f"{_number(one['mean'][metric])}{_interval(one['mean'], metric)}" for one in (a, b)]
@@ -169,7 +160,7 @@ def _means(names: list[str], a: dict[str, Any] | Any, b: dict[str, Any] | Any) -
     return table
 
 
-def _classes(names: list[str], a: dict[str, Any] | Any, b: dict[str, Any] | Any, metric: str) -> Table:
+def _classes(names: list[str], a: Mapping[str, Any], b: Mapping[str, Any], metric: str) -> Table:
     table = Table(f"{metric} of class", *names, "difference")
     rows: list[tuple[float, str, float | None, float | None]] = []
     for key in {*a["classes"], *b["classes"]}:

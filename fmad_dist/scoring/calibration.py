@@ -6,21 +6,24 @@ An image's class is not asked for: it is inferred as the class whose mean featur
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fmad_dist.errors import UserError
-from fmad_dist.scoring.fusion import PartStatistics
+from fmad_dist.base.errors import UserError
+from fmad_dist.scoring.interface import PartStatistics
 
 ThresholdName = Literal["class", "global"]
 
 
 def threshold_name(text: str) -> ThresholdName:
-    """Raises:
-    UserError: there is no threshold of that name.
+    """The name of a threshold, checked.
+
+    Raises:
+        UserError: there is no threshold of that name.
     """
     for name in get_args(ThresholdName):
         if text == name:
@@ -38,7 +41,9 @@ class Calibration:
     global_threshold: float  # the one for all classes
     global_margin: float
     false_alarm_rate: float
-    parts: tuple[PartStatistics, ...] | None = None  # of a fusion's scorers
+    parts: tuple[PartStatistics, ...] | None = None  # `Scorer.statistics`: those of a fusion's parts
+    given: Annotated[dict[str, str] | None, Field(exclude_if=lambda given: given is None)] = None
+    # What the user fitted them to again: a digest by dataset or folder. None, and then not in files: held-out normals.
 
     def limits(self, name: ThresholdName) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Threshold and margin of every class; for "global" the same for all."""

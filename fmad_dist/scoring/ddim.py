@@ -1,33 +1,45 @@
 """DDIM inversion score of a noise-predicting diffusion model [InvAD]."""
 
 import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fmad_dist.flow.paths import AffinePath
+from fmad_dist.config.run import ObjectiveConfig
+from fmad_dist.flow.paths import PATHS, AffinePath
 from fmad_dist.flow.solvers import Velocity
+from fmad_dist.scoring.interface import Trained, VectorMethod, VectorScorer
 
 
-class DDIMInversion:
+class DDIMConfig(VectorMethod):
+    name: Literal["ddim"] = "ddim"
+    steps: int = Field(3, ge=1, description="deterministic diffusion steps from the image to noise")
+
+    def build(self, trained: Trained) -> "DDIMInversion":
+        return DDIMInversion(self.steps, PATHS[trained.objective.path])
+
+    def refusal(self, objective: ObjectiveConfig) -> str | None:
+        if objective.path != "vp":
+            return f"it needs a network that predicts noise (objective.path vp), this one is {objective.path}"
+        return None
+
+
+@dataclass(frozen=True)
+class DDIMInversion(VectorScorer):
     """Walk from the image (t = 0) to noise (t = 1) in deterministic steps; the score is the latent's |z|^2.
 
     A step reads the noise, solves x_t = alpha x + sigma e for x, and puts both on the path at the next time.
     """
 
-    def __init__(self, steps: int, path: AffinePath) -> None:
-        self.steps = steps
-        self.path = path
+    steps: int
+    path: AffinePath
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image."""
         return self.steps
-
-    def __call__(self, predicted_noise: Velocity, x: Tensor, keys: Sequence[int]) -> Tensor:
-        """Whitened features [B, C, H, W] -> mean over channels of z^2, [B, H, W]; nothing is random."""
-        return self.vectors(predicted_noise, x).square().mean(dim=1)
 
     def vectors(self, predicted_noise: Velocity, x: Tensor) -> Tensor:
         """The latents z [B, C, H, W]."""

@@ -2,16 +2,55 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fmad_dist.config.run import ObjectiveConfig
 from fmad_dist.flow.noise import keyed_signs
 from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, Velocity, integrate
+from fmad_dist.scoring.interface import Scorer, ScoringMethod, Trained
 
 
-class Density:
+class DensityConfig(ScoringMethod):
+    name: Literal["density"] = "density"
+    steps: int = Field(5, ge=1, description="solver steps from the image to noise")
+    solver: SolverName = Field("euler", description="solver of the flow's equation")
+    probes: int = Field(10, ge=1, description="Rademacher probes of the divergence per evaluation")
+    mask_stride: int = Field(
+        1, ge=1, description="n > 1: a probe is split into n * n that touch every n-th row and column; less variance"
+    )
+    trace: Literal["hutchinson", "exact"] = Field(
+        "hutchinson", description="exact = one product per dimension, for small inputs and as a reference"
+    )
+    chunk: int = Field(8, ge=1, description="images whose activations are held at a time")
+
+    def build(self, trained: Trained) -> "Density":
+        return Density(
+            self.steps,
+            self.probes,
+            math.prod(trained.shape),
+            solver=self.solver,
+            mask_stride=self.mask_stride,
+            trace=self.trace,
+            chunk=self.chunk,
+            seed=trained.seed,
+        )
+
+    def refusal(self, objective: ObjectiveConfig) -> str | None:
+        if objective.coupling == "wt_soft":
+            return "coupling wt_soft turns the noise, whose law is then no longer the N(0, I) of the likelihood"
+        return super().refusal(objective)
+
+    def export_refusal(self) -> str | None:
+        return "takes derivatives of the network along random vectors, which an ONNX graph cannot"
+
+
+@dataclass(frozen=True)
+class Density(Scorer):
     """-log p(x) = -log N(x_0; 0, I) + integral over t in [0, 1] of div v(x_t, t), in nats at every location.
 
     Its sum over the locations is the image's -log p(x). The divergence is exact (one vector-Jacobian product per
@@ -22,29 +61,18 @@ class Density:
     One graph per evaluation, first derivatives alone; memory is that of `chunk` images' activations.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        probes: int,
-        dimensions: int,
-        solver: SolverName = "euler",
-        mask_stride: int = 1,
-        trace: Literal["hutchinson", "exact"] = "hutchinson",
-        chunk: int = 8,
-        seed: int = 0,
-    ) -> None:
-        self.steps = steps
-        self.probes = probes
-        self.dimensions = dimensions  # C * H * W of an image
-        self.solver = solver
-        self.mask_stride = mask_stride
-        self.trace = trace
-        self.chunk = chunk
-        self.seed = seed
+    steps: int
+    probes: int
+    dimensions: int  # C * H * W of an image
+    solver: SolverName = "euler"
+    mask_stride: int = 1
+    trace: Literal["hutchinson", "exact"] = "hutchinson"
+    chunk: int = 8
+    seed: int = 0
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations per image; a vector-Jacobian product counts as one."""
+        """Per image; a vector-Jacobian product counts as one."""
         products = self.dimensions if self.trace == "exact" else self.probes * self.mask_stride**2
         return self.steps * EVALUATIONS_PER_STEP[self.solver] * (1 + products)
 
@@ -86,9 +114,9 @@ class Density:
     def _vectors(self, like: Tensor, keys: Sequence[int], number: int) -> Iterator[Tensor]:
         """The vectors p whose sum of p * (J^T p) over a location's channels estimates its part of the trace."""
         if self.trace == "exact":
-            for place in range(like[0].numel()):
+            for dimension in range(like[0].numel()):
                 vector = torch.zeros_like(like)
-                vector.view(len(like), -1)[:, place] = 1.0
+                vector.view(len(like), -1)[:, dimension] = 1.0
                 yield vector
             return
         for probe in range(self.probes):

@@ -1,27 +1,8 @@
-"""From scores on the token grid to maps in pixels and one score per image."""
+"""From scores on the token grid to maps in pixels, and from maps to one score per image."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.scoring.config import EndpointConfig, MismatchConfig, ScorerConfig
-
-
-def finish(scores: Tensor, protocol: Protocol, scorer: ScorerConfig) -> tuple[Tensor, Tensor]:
-    """Image scores [B] and maps [B, S, S] from scores on the grid [B, h, w], as the protocol or the paper has it."""
-    if isinstance(scorer, EndpointConfig) and scorer.postprocess == "paper":
-        likelihood = (-upsample(scores, protocol.map_size, align_corners=True)).exp()
-        maps = likelihood.amax(dim=(1, 2), keepdim=True) - likelihood
-        return top_mean(maps, 3.0), maps
-    maps = upsample(scores, protocol.map_size, protocol.align_corners)
-    maps = blur(maps, protocol.blur_sigma, protocol.blur_radius)
-    if isinstance(scorer, MismatchConfig) and scorer.postprocess == "paper":
-        return maps.amax(dim=(1, 2)) + top_mean(maps, 1.0), maps
-    if protocol.image_score == "top percent":
-        return top_mean(maps, protocol.top_percent), maps
-    highest = maps.amax(dim=(1, 2))
-    return highest if protocol.image_score == "maximum" else highest - maps.amin(dim=(1, 2)), maps
 
 
 def upsample(scores: Tensor, size: int, align_corners: bool = False) -> Tensor:

@@ -1,34 +1,16 @@
-"""The registered model's code: MLflow runs this file when a version is loaded. It holds no pickled objects."""
+"""The code of a registered version: MLflow keeps a copy of this file with the version and runs it to load it.
 
-import os
-from typing import Any
+A copy outlives the fmad that wrote it, so it imports one name that stays, and says what to do where it is missing.
+"""
 
 import mlflow
-import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel
 
-from fmad_dist.detector import Detector
-from fmad_dist.errors import UserError
-from fmad_dist.serving.service import Service, Wishes
-from fmad_dist.serving.sources import URLS_VARIABLE, Sources
-from fmad_dist.world import World
+try:
+    from fmad_dist.serving import served_model
+except ImportError as error:
+    raise ImportError(
+        f"{error}; this version needs fmad-dist 0.2 or later, or register its run again with this one: "
+        "fmad registry register --run RUN."
+    ) from None
 
-
-class DetectorModel(PythonModel):
-    """A column `image` (the bytes of image files as base64, or allowed URLs) -> a row of results per image."""
-
-    def load_context(self, context: Any) -> None:
-        sources = Sources.parse(os.environ.get(URLS_VARIABLE, ""))
-        self.service = Service(Detector.load(context.artifacts["detector"]).place(World().device), sources)
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        given = {name: value for name, value in (params or {}).items() if value is not None}
-        try:
-            rows = self.service.answer(model_input["image"].tolist(), Wishes(**given))
-        except UserError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from None
-        return pd.DataFrame(rows, dtype=object)  # of mixed kinds: None must not become NaN
-
-
-mlflow.models.set_model(DetectorModel())
+mlflow.models.set_model(served_model())

@@ -1,4 +1,4 @@
-"""What a served detector answers: one row per image, and a row with an error for one that cannot be scored."""
+"""Answer requests to a served detector: one row per image, with an error for one that cannot be scored."""
 
 import base64
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmad_dist.detector import Detections, Detector
-from fmad_dist.errors import UserError
-from fmad_dist.images import level_png, open_image, square_rgb
+from fmad_dist.base.errors import UserError
+from fmad_dist.detector.detector import Detections, Detector
+from fmad_dist.images.codec import image_size, level_png, open_image, square_rgb
 from fmad_dist.scoring.calibration import ThresholdName, threshold_name
-from fmad_dist.serving.sources import Sources
+from fmad_dist.serving.request_images import MAX_ROWS, ImageReader, max_request_pixels
 
 BATCH = 8
 COLUMNS = ("score", "normalised", "anomalous", "class_name", "threshold", "error")
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a request may ask for."""
+class RequestOptions:
+    """The parameters of a request."""
 
     sensitivity: float = 0.5
     threshold: ThresholdName = "class"
@@ -32,69 +32,73 @@ class Wishes:
 
 
 class Service:
-    """A detector that many threads may ask. One thread of its own decodes and scores, which bounds memory: the largest
-    image that is let in is held once, however many clients send one, and allocators and thread pools are not
-    multiplied by the number of the server's threads."""
+    """A detector that many threads may ask. One thread of its own decodes and scores, which bounds memory: one image of
+    the largest size is decoded at a time however many clients send one, and allocators and thread pools are not
+    multiplied by the number of the server's threads. Requests take turns by the image, so a small one waits for no more
+    than the image or the batch at hand of each other one."""
 
-    def __init__(self, detector: Detector, sources: Sources) -> None:
+    def __init__(self, detector: Detector, reader: ImageReader) -> None:
         self.detector = detector
-        self.sources = sources
-        # the backbone pads to its chunk, and requests are small
+        self.reader = reader
+        # The backbone pads a batch to its chunk, and most requests are one image.
         detector.backbone.chunk = 1 if detector.class_means.device.type == "cpu" else BATCH
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="detector")
 
-    def answer(self, images: Sequence[object], wishes: Wishes) -> list[dict[str, Any]]:
-        """A row with `COLUMNS` per image, in order, and with `map` if it is wished for; what is not known is None.
+    def answer(self, images: Sequence[object], options: RequestOptions) -> list[dict[str, Any]]:
+        """Return a row with `COLUMNS` per image, in order, and with `map` if `options` ask for it; None = not known.
 
         Raises:
-            UserError: the request as a whole makes no sense.
+            UserError: the options are not valid, or there are more than `MAX_ROWS` images.
         """
-        detector = self.detector.with_threshold(wishes.threshold).with_sensitivity(wishes.sensitivity)
+        if len(images) > MAX_ROWS:
+            raise UserError(f"{len(images)} images in one request; send at most {MAX_ROWS} at a time.")
+        detector = self.detector.with_threshold(options.threshold).with_sensitivity(options.sensitivity)
         rows: list[dict[str, Any]] = []
         for start in range(0, len(images), BATCH):
             chunk = images[start : start + BATCH]
-            rows += self._chunk(detector, chunk, [f"image {start + number}" for number in range(len(chunk))], wishes)
+            rows += self._chunk(detector, chunk, [f"image {start + number}" for number in range(len(chunk))], options)
         return rows
 
     def _chunk(
-        self, detector: Detector, images: Sequence[object], names: Sequence[str], wishes: Wishes
+        self, detector: Detector, images: Sequence[object], names: Sequence[str], options: RequestOptions
     ) -> list[dict[str, Any]]:
-        rows = [_row(wishes) for _ in images]
-        files: list[bytes | None] = []
+        columns = (*COLUMNS, "map") if options.maps else COLUMNS
+        rows: list[dict[str, Any]] = [dict.fromkeys(columns) for _ in images]
+        pixels: list[np.ndarray] = []
+        readable: list[dict[str, Any]] = []
         for row, image, name in zip(rows, images, names, strict=True):
             try:
-                files.append(self.sources.read(image, name))
+                data = self.reader.read(image, name)
+                pixels.append(self._worker.submit(_decoded, data, detector.image_size, name).result())
+                readable.append(row)
             except UserError as error:
-                files.append(None)
                 row["error"] = str(error)
-        self._worker.submit(_score, detector, files, names, rows, wishes).result()
+        if readable:
+            found = self._worker.submit(_score, detector, pixels).result()
+            _fill(readable, found, detector.spec.class_names, options)
         return rows
 
 
-def _row(wishes: Wishes) -> dict[str, Any]:
-    return dict.fromkeys((*COLUMNS, "map") if wishes.maps else COLUMNS)
+def _decoded(data: bytes, size: int, name: str) -> np.ndarray:
+    """An image of a request as uint8 [size, size, 3].
+
+    Raises:
+        UserError: it is none, or has more than `max_request_pixels`.
+    """
+    width, height = image_size(data, name)
+    limit = max_request_pixels()
+    if width * height > limit:
+        raise UserError(f"{name}: has more than {limit / 1e6:.0f} megapixels, which this server does not take.")
+    return np.asarray(square_rgb(open_image(data, name), size, name))
 
 
-def _score(
-    detector: Detector, files: list[bytes | None], names: Sequence[str], rows: list[dict[str, Any]], wishes: Wishes
+def _score(detector: Detector, pixels: Sequence[np.ndarray]) -> Detections:
+    return detector(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
+
+
+def _fill(
+    rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequence[str], options: RequestOptions
 ) -> None:
-    """Fill the rows of the files that are there."""
-    pixels: list[np.ndarray] = []
-    for number, name in enumerate(names):
-        data, files[number] = files[number], None  # encoded images can be large too
-        if data is None:
-            continue
-        try:
-            pixels.append(np.asarray(square_rgb(open_image(data, name), detector.image_size, name)))
-        except UserError as error:
-            rows[number]["error"] = str(error)
-    readable = [row for row in rows if row["error"] is None]
-    if readable:
-        found = detector(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous())
-        _fill(readable, found, detector.spec.class_names, wishes)
-
-
-def _fill(rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequence[str], wishes: Wishes) -> None:
     columns: dict[str, list[Any]] = {
         "score": _finite(found.scores),
         "normalised": _finite(found.normalised),
@@ -102,7 +106,7 @@ def _fill(rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequen
         "class_name": [class_names[number] for number in found.classes.tolist()],
         "threshold": _finite(found.thresholds),
     }
-    if wishes.maps:
+    if options.maps:
         levels = found.relative_maps.cpu().numpy()
         columns["map"] = [base64.b64encode(level_png(one)).decode() for one in levels]
     for name, values in columns.items():
@@ -111,5 +115,5 @@ def _fill(rows: Sequence[dict[str, Any]], found: Detections, class_names: Sequen
 
 
 def _finite(values: torch.Tensor) -> list[float | None]:
-    """JSON knows no infinite threshold and no NaN."""
+    """The values, None for those that JSON cannot say: an infinite threshold, NaN."""
     return [value if np.isfinite(value) else None for value in values.double().tolist()]

@@ -3,13 +3,13 @@
 import asyncio
 import errno
 import random
-import sys
 import time
 from collections.abc import Callable
 from enum import Enum
 from typing import TypeVar
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.base.console import say
+from fmad_dist.base.errors import UserError, first_line, full_disk
 
 T = TypeVar("T")
 
@@ -114,10 +114,8 @@ def explain(error: Exception, where: str) -> UserError | None:
     if fault is Fault.PASSING:
         hint = "check the endpoint and the network" if "://" in where else "check the disk"
         return UserError(f"{where}: the storage does not answer ({told(error)}); {hint}.")
+    if isinstance(error, OSError) and (told_full := full_disk(error, where)):
+        return told_full
     if fault is Fault.REFUSED:
         return UserError(f"{where}: the storage failed ({told(error)}).")
     return None
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

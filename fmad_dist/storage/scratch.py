@@ -13,23 +13,50 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError, first_line
 
 TEMPORARY_PREFIX = ".tmp-"
+LOCK_NAME = ".fmad-lock"  # of a folder; it stays, because who waits for a file that is removed holds another one's lock
+
+
+_UMASK = os.umask(0o077)  # can only be read by setting it, which is nothing to do beside other threads
+os.umask(_UMASK)
+
+
+def is_passing(name: str) -> bool:
+    """Whether the file of this name is not content: the scratch file of a write, or the lock of its folder."""
+    return name.startswith(TEMPORARY_PREFIX) or name == LOCK_NAME
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, so that a file which was renamed there survives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a filesystem that has no such thing
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_writable(folder: Path, setting: str) -> None:
-    """Make a folder, which `setting` names.
-
-    Raises:
-        UserError: it cannot be made, or nothing can be written in it.
-    """
+    """Make a folder, which `setting` names; refuse one that cannot be made or written (UserError)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another {setting}.") from None
+
+
+def check_empty(folder: Path, setting: str, overwrite: bool) -> None:
+    """Make a folder, which `setting` names, for files of one kind alone.
+
+    Raises:
+        UserError: it cannot be written, or has files and `overwrite` does not allow to replace them.
+    """
+    check_writable(folder, setting)
+    if not overwrite and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty; choose another {setting}, or give --overwrite to replace its files.")
 
 
 def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:
@@ -41,7 +68,7 @@ def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:
 
 
 def passing_folder(prefix: str) -> Path:
-    """A new folder in the system's temporary one that goes when this process ends."""
+    """A new temporary folder, which is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -50,7 +77,7 @@ def passing_folder(prefix: str) -> Path:
 def is_abandoned(path: Path) -> bool:
     """Whether no living process holds this scratch file."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(path, os.O_RDWR)  # NFS gives no lock on what is open for reading alone
     except OSError:
         return False  # it went away meanwhile, or is not ours to touch
     try:
@@ -78,8 +105,9 @@ def published(target: Path) -> Iterator[Path]:
     try:
         yield scratch
         os.fsync(handle)
-        os.chmod(scratch, 0o644)
+        os.chmod(scratch, 0o666 & ~_UMASK)
         os.replace(scratch, target)
+        sync_folder(target.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
@@ -88,11 +116,32 @@ def published(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def published_folder(target: Path, content: str) -> Iterator[Path]:
+    """A scratch folder beside `target` that is renamed to it when the block succeeds; `content` names what it holds.
+
+    Raises:
+        UserError: `target` holds something already, or cannot be written.
+    """
+    scratch = target.parent / f"{TEMPORARY_PREFIX}{target.name}"
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target}: is not empty; give a new folder for {content}.")
+        shutil.rmtree(scratch, ignore_errors=True)
+        yield scratch
+        scratch.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({first_line(error)}); choose another folder.") from None
+
+
+@contextmanager
 def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Alone in `folder` among all processes that ask for its lock. Without `wait` a lock that another process holds
-    raises BlockingIOError."""
+    """Hold the lock of `folder` among all processes that ask for it.
+
+    Raises:
+        BlockingIOError: not `wait`, and another process holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)  # for writing: NFS gives no lock without
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -24,22 +24,28 @@ class Stamp(BaseModel):
     key: str
     facts: dict[str, str]
     files: dict[str, str]
+    sha256: str = ""  # of the rest; fmad 0.1 wrote none
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
 
 
 def write_stamp(store: Store, key: str, facts: Mapping[str, str], names: Sequence[str]) -> None:
     """Say what the named files, which are complete, were made from."""
     found = Stamp(key=key, facts=dict(facts), files={name: store.sha256(name) for name in names})
-    store.write(STAMP_NAME, found.model_dump_json(indent=1).encode())
+    store.write(STAMP_NAME, found.model_copy(update={"sha256": found.digest}).model_dump_json(indent=1).encode())
 
 
 def read_stamp(store: Store) -> Stamp | None:
-    """None if there is none, or none that can be read."""
+    """None if there is none, or one that is damaged or was changed."""
     if not store.exists(STAMP_NAME):
         return None
     try:
-        return Stamp.model_validate_json(store.read(STAMP_NAME))
+        found = Stamp.model_validate_json(store.read(STAMP_NAME))
     except ValidationError:
         return None
+    return found if found.sha256 in ("", found.digest) else None
 
 
 def changed_files(store: Store, stamp: Stamp) -> list[str]:

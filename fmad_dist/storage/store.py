@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from fmad_dist.errors import UserError, first_line
-from fmad_dist.storage.conditional import Conditional
+from fmad_dist.base.errors import UserError, first_line, holds_secret
+from fmad_dist.storage.conditional import put_if
 from fmad_dist.storage.faults import explain, with_retries
 from fmad_dist.storage.ranges import ByteRange, read_ranges
-from fmad_dist.storage.scratch import TEMPORARY_PREFIX, published
+from fmad_dist.storage.scratch import is_passing, published
 
 T = TypeVar("T")
 
@@ -108,12 +108,19 @@ class Store:
     def exists(self, name: str = "") -> bool:
         return self._tried(name, lambda: bool(self.fs.exists(self.path(name))))
 
+    def is_file(self, name: str) -> bool:
+        return self._tried(name, lambda: bool(self.fs.isfile(self.path(name))))
+
     def size(self, name: str) -> int:
         return self._tried(name, lambda: int(self.fs.size(self.path(name))))
 
+    def modified(self, name: str) -> datetime:
+        """When the object was written, UTC."""
+        return self._tried(name, lambda: _modified(self.fs.info(self.path(name))))
+
     def open(self, name: str) -> Any:
         """A stream of the object's bytes, read ahead in blocks; close it."""
-        return self._tried(name, lambda: self.fs.open(self.path(name), "rb", block_size=_BLOCK, cache_type="readahead"))
+        return self._tried(name, lambda: self._opened(name))
 
     def read(self, name: str) -> bytes:
         return self._tried(name, lambda: bytes(self.fs.cat_file(self.path(name))))
@@ -131,44 +138,25 @@ class Store:
         """Digest of the object's content, read in blocks."""
 
         def digest() -> str:
-            total = hashlib.sha256()
-            with self.fs.open(self.path(name), "rb", block_size=_BLOCK, cache_type="readahead") as file:
-                while block := file.read(_BLOCK):
-                    total.update(block)
-            return total.hexdigest()
+            with self._opened(name) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
 
         return self._tried(name, digest)
 
     def write(self, name: str, data: bytes) -> None:
         """Put `data` at `name`, completely or not at all, replacing what was there."""
-
-        def put() -> None:
-            if not self.is_local:
-                self.fs.pipe_file(self.path(name), data)
-                return
-            with published(Path(self.path(name))) as scratch:
-                scratch.write_bytes(data)
-
-        self._tried(name, put)
+        self._put(name, lambda path: self.fs.pipe_file(path, data), lambda file: file.write_bytes(data))
 
     def write_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
         """Put `data` at `name` only if it still holds `seen` (None: does not exist); returns whether it holds `data`.
 
         Of several processes with different data that saw the same, one gets True: by a lock, or a conditional put.
         """
-        return self._tried(name, lambda: Conditional(self.fs, self.is_local).put(self.path(name), data, seen))
+        return self._tried(name, lambda: put_if(self.fs, self.path(name), data, seen, self.is_local))
 
     def upload(self, local: Path, name: str) -> None:
         """Copy the local file to `name`, completely or not at all."""
-
-        def put() -> None:
-            if not self.is_local:
-                self.fs.put_file(str(local), self.path(name))
-                return
-            with published(Path(self.path(name))) as scratch:
-                shutil.copyfile(local, scratch)
-
-        self._tried(name, put)
+        self._put(name, lambda path: self.fs.put_file(str(local), path), lambda file: shutil.copyfile(local, file))
 
     def upload_verified(self, local: Path, name: str, sha256: str) -> bool:
         """Make `name` hold the local file, whose digest is given; False if it did already, and nothing was sent.
@@ -187,18 +175,29 @@ class Store:
         raise UserError(f"{self.url_of(name)}: differs from what was uploaded, twice; the storage damages data.")
 
     def list(self, folder: str = "") -> list[str]:
-        """All names below `folder`, recursively, sorted, without temporary files of unfinished writes."""
+        """All names below `folder`, recursively, sorted, without locks and temporary files of unfinished writes."""
         return [entry.name for entry in self.entries(folder)]
 
     def entries(self, folder: str = "") -> Sequence[Entry]:
-        """Like `list`, with sizes and times."""
-        found = self._tried(folder, lambda: self.fs.find(self.path(folder), detail=True))
+        """Like `list`, with sizes and times. Links to local folders are followed, but never into a circle."""
+        found = self._tried(folder, lambda: self._found(folder))
         prefix = f"{self._root}/"
         entries = [
             Entry(path.removeprefix(prefix), int(info["size"] or 0), _modified(info)) for path, info in found.items()
         ]
-        shown = [entry for entry in entries if not entry.name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)]
+        shown = [entry for entry in entries if not is_passing(entry.name.rsplit("/", 1)[-1])]
         return sorted(shown, key=lambda entry: entry.name)
+
+    def _found(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What is known of every file below a folder, by its path."""
+        if not self.is_local:
+            return dict(self.fs.find(self.path(folder), detail=True))
+        files = {}
+        for path in local_files(self.path(folder)):
+            with suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
+                status = os.stat(path)
+                files[path] = {"size": status.st_size, "mtime": status.st_mtime}
+        return files
 
     def remove(self, name: str) -> None:
         self._tried(name, lambda: self.fs.rm(self.path(name), recursive=True))
@@ -206,11 +205,6 @@ class Store:
     def remove_all(self, names: Sequence[str]) -> None:
         """Remove files in few requests; some may be gone already, because several processes may want the same."""
         if not names:
-            return
-        if self.is_local:
-            with self._explained(self.url):
-                for name in names:
-                    Path(self.path(name)).unlink(missing_ok=True)
             return
         self._tried(names[0], lambda: _remove_together(self.fs, [self.path(name) for name in names]))
 
@@ -245,17 +239,27 @@ class Store:
 
         return self._tried("", abort)
 
+    def _opened(self, name: str) -> Any:
+        return self.fs.open(self.path(name), "rb", block_size=_BLOCK, cache_type="readahead")
+
+    def _put(self, name: str, remote: Callable[[str], object], local: Callable[[Path], object]) -> None:
+        """Write to the path of an object store, or to a local scratch file that then gets the name."""
+
+        def put() -> None:
+            if not self.is_local:
+                remote(self.path(name))
+                return
+            with published(Path(self.path(name))) as scratch:
+                local(scratch)
+
+        self._tried(name, put)
+
     def _tried(self, name: str, operation: Callable[[], T]) -> T:
         where = self.url_of(name) if name else self.url
-        with self._explained(where):
+        try:
             if self.is_local:
                 return operation()
             return with_retries(operation, where, self.patience_s, renew=lambda: self._open(anew=True))
-
-    @contextmanager
-    def _explained(self, where: str) -> Iterator[None]:
-        try:
-            yield
         except UserError:
             raise
         except Exception as error:
@@ -263,6 +267,22 @@ class Store:
             if explained is None:
                 raise
             raise explained from error
+
+
+def local_files(root: str) -> Iterator[str]:
+    """The files at and below a local path; links to folders are followed, but never into a circle."""
+    if os.path.isfile(root):
+        yield root
+    above: dict[str, frozenset[str]] = {root: frozenset([os.path.realpath(root)])}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        yield from (os.path.join(folder, name) for name in files)
+        circles = above[folder]
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in circles:
+                folders.remove(name)
+            above[path] = circles | {real}
 
 
 def _remove_together(fs: Any, paths: list[str]) -> None:
@@ -290,10 +310,10 @@ def use_endpoint(url: str | None) -> None:
 
 def _refuse_credentials(url: str) -> None:
     parts = urlsplit(url) if "://" in url else None
-    if parts and ("@" in parts.netloc or "signature=" in parts.query.lower()):
+    if parts and holds_secret(url):
         raise UserError(
-            f"{parts.scheme}://...{parts.path}: a URL must not hold credentials, because URLs are logged; put them "
-            "into the environment (AWS_ACCESS_KEY_ID, a profile or a role)."
+            f"{parts.scheme}://...{parts.path.rpartition('@')[2]}: a URL must not hold credentials, because URLs are "
+            "logged; put them into the environment (AWS_ACCESS_KEY_ID, a profile or a role)."
         )
 
 

@@ -7,7 +7,7 @@ A worker cannot raise a clean error through the loader, so it returns a `Failure
 import multiprocessing
 import pickle
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.stream.image_source import SampleSource
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import StreamPlan
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sources import SampleSource
 
 FIRST_BATCHES = 2  # read by the training process itself when it starts
 READ_AHEAD = 2  # batches per reader whose bytes travel while another is decoded
-SUBSTITUTES = 64  # positions that are tried in place of a damaged sample
+SUBSTITUTES = 64  # positions that are tried instead of a damaged sample's
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,15 @@ class Batch:
     """Samples of one forward pass."""
 
     data: Tensor  # uint8 images [B, 3, H, W], or float16 features [B, C, G, G] out of a cache
-    labels: Tensor  # int64 [B], position in the mixture's class names
+    labels: Tensor  # int64 [B], class numbers of the mixture
     positions: Tensor  # int64 [B], stream positions: the key of each sample's noise and time
     sample_ids: tuple[str, ...]
-    bad: tuple[BadSample, ...] = ()  # damaged samples whose places others took
+    bad: tuple[BadSample, ...] = ()  # damaged samples that others stand in for
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the loader looks for this method and leaves other objects pageable."""
-        return replace(
-            self,
-            data=self.data.pin_memory(),
-            labels=self.labels.pin_memory(),
-            positions=self.positions.pin_memory(),
-        )
+        data, labels, positions = (tensor.pin_memory() for tensor in (self.data, self.labels, self.positions))
+        return replace(self, data=data, labels=labels, positions=positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +61,10 @@ class Failure:
 
 
 class PickledDataset(Dataset):
-    """A dataset on its way to worker processes. It is pickled now and not when they start, so whoever goes on using it
-    cannot change it meanwhile."""
+    """A dataset on its way to worker processes.
+
+    It is pickled now and not when they start, so whoever goes on using it cannot change it meanwhile.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self.data = pickle.dumps(dataset)
@@ -78,8 +76,8 @@ class PickledDataset(Dataset):
 class StreamDataset(Dataset):
     """Batches addressed by lists of stream positions, with the positions that this reader will be asked for next.
 
-    A damaged sample's place is taken by the sample of the next position that can be read, so batches keep their size
-    and no sample depends on the number of processes; the batch tells what was damaged.
+    For a damaged sample stands the sample of the next position that can be read, so batches keep their size and no
+    sample depends on the number of processes; the batch tells what was damaged.
     """
 
     def __init__(self, source: SampleSource, mixture: Mixture, plan: StreamPlan) -> None:
@@ -104,22 +102,22 @@ class StreamDataset(Dataset):
         Raises:
             UserError: a sample cannot be read, and none of those that follow it.
         """
-        indices = self.plan.at(positions)
+        rows = self.plan.at(positions)
         waiting = self._ahead.pop(tuple(positions.tolist()), None)
         self._fetch_ahead(ahead)
-        found = self.source.decode(waiting.result() if waiting else self.source.fetch(indices.tolist()))
+        found = self.source.decode(waiting.result() if waiting else self.source.fetch(rows.tolist()))
         tensors: list[Tensor] = []
         bad: list[BadSample] = []
-        for place, item in enumerate(found):
+        for slot, item in enumerate(found):
             if isinstance(item, BadSample):
                 bad.append(item)
-                indices[place], item = self._substitute(int(positions[place]), item)
+                rows[slot], item = self._substitute(int(positions[slot]), item)
             tensors.append(item)
         return Batch(
             data=self.source.stack(tensors),
-            labels=torch.from_numpy(self.mixture.class_numbers[indices]),
+            labels=torch.from_numpy(self.mixture.class_numbers[rows]),
             positions=torch.from_numpy(positions),
-            sample_ids=tuple(self.mixture.sample_id(int(index)) for index in indices),
+            sample_ids=tuple(self.mixture.sample_id(int(row)) for row in rows),
             bad=tuple(bad),
         )
 
@@ -130,14 +128,15 @@ class StreamDataset(Dataset):
             self._reader = ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead")
         for positions in ahead:
             if tuple(positions) not in self._ahead:
-                indices = self.plan.at(np.asarray(positions, dtype=np.int64)).tolist()
-                self._ahead[tuple(positions)] = self._reader.submit(self.source.fetch, indices)
+                rows = self.plan.at(np.asarray(positions, dtype=np.int64)).tolist()
+                self._ahead[tuple(positions)] = self._reader.submit(self.source.fetch, rows)
 
     def _substitute(self, position: int, bad: BadSample) -> tuple[int, Tensor]:
-        for index in self.plan.at(position + 1 + np.arange(SUBSTITUTES)).tolist():
-            item = self.source.decode(self.source.fetch([index]))[0]
+        """The row and the tensor of the next position that can be read."""
+        for row in self.plan.at(position + 1 + np.arange(SUBSTITUTES)).tolist():
+            item = self.source.decode(self.source.fetch([row]))[0]
             if not isinstance(item, BadSample):
-                return index, item
+                return row, item
         raise UserError(f"{bad} (The {SUBSTITUTES} samples that follow it are damaged too.)")
 
 
@@ -154,15 +153,7 @@ def stream_batches(
     requests = _requests(positions, max(workers, 1))
     first = list(islice(requests, FIRST_BATCHES if workers else 0))
     sent = PickledDataset(dataset) if workers else dataset
-    loader: DataLoader = DataLoader(
-        sent,
-        sampler=requests,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-    )
+    loader = worker_loader(sent, workers, sampler=requests, pin_memory=pin_memory)
     with ThreadPoolExecutor(1) as starter:
         started = starter.submit(iter, loader) if workers else None
         for request in first:  # read here, while the workers are still importing torch
@@ -171,6 +162,18 @@ def stream_batches(
         items = iter(loader) if started is None else started.result()
     if isinstance(sent, PickledDataset):
         sent.data = b""  # every worker has it
+    yield from unless_failed(items)
+
+
+def worker_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
+    """A loader whose batches the dataset makes itself, in forkserver processes (0 workers: in this one)."""
+    if workers:
+        options |= {"multiprocessing_context": "forkserver", "prefetch_factor": 4}
+    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+
+
+def unless_failed(items: Iterable[Any]) -> Iterator[Any]:
+    """What worker processes made; a `Failure` of one is raised (UserError)."""
     for item in items:
         if isinstance(item, Failure):
             raise UserError(item.message)

@@ -1,8 +1,7 @@
-"""The images of a converted dataset: the rows of its offset index, and what one of them says."""
+"""The images of a converted dataset, as its offset index lists them."""
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fmad_dist.errors import UserError
 from fmad_dist.storage import Store
-from fmad_dist.stream.manifest import MANIFEST_NAME, Manifest, load_manifest
+from fmad_dist.stream.index_file import read_index
+from fmad_dist.stream.manifest import Manifest, load_manifest
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -23,7 +22,7 @@ INDEX_SCHEMA = pa.schema(
         ("split", pa.string()),  # train | val | test
         ("label", pa.int8()),  # 0 normal, 1 anomalous
         ("defect_type", pa.string()),  # "good" for normal images
-        ("shard", pa.int32()),  # position in manifest.shards
+        ("shard", pa.int32()),  # which of manifest.shards
         ("key", pa.string()),  # WebDataset key inside the tar
         ("image_offset", pa.int64()),  # of the resized rendition; null if only originals are stored
         ("image_size", pa.int64()),
@@ -52,6 +51,10 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
+GROUP_ROWS = 100_000  # of a parquet index that are decoded at a time
+_PLAIN = ("sample_id", "class_name", "split", "label", "defect_type", "group", "view")
+_SIZES = ("width", "height", "source_width", "source_height")
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -60,6 +63,11 @@ class Span:
     offset: int
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, offset: int, data: bytes) -> "Span":
+        """The span of bytes that begin at `offset`."""
+        return cls(offset, len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +96,21 @@ class Sample:
 
 
 class Dataset:
-    """A manifest with its index: the rows are sorted by sample id and addressed by position."""
+    """A manifest with its offset index. An `index` counts through the images, sorted by sample id.
 
-    def __init__(self, url: str, manifest: Manifest, table: pa.Table) -> None:
+    A large table is mapped from a file (index_file.py), in parts; reader processes map it again.
+    """
+
+    def __init__(self, url: str, manifest: Manifest, table: pa.Table, mapped: bool = False) -> None:
         self.url = url
         self.manifest = manifest
-        self.table = table.combine_chunks()
+        self.table = table
+        self.mapped = mapped
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.mapped:
+            return _opened, (self.url, self.manifest)
+        return Dataset, (self.url, self.manifest, self.table)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -102,29 +119,42 @@ class Dataset:
     def name(self) -> str:
         return self.manifest.dataset
 
-    @cached_property
-    def sample_ids(self) -> Sequence[str]:
-        """The id of every row, taken out of the table when it is asked for."""
-        return _Strings(self.table.column("sample_id"))
+    @property
+    def sample_ids(self) -> list[str]:
+        """The id of every image, taken out of the table anew: only where there are few."""
+        return self.table.column("sample_id").to_pylist()
+
+    def ids_of(self, indices: np.ndarray) -> list[str]:
+        """The ids of images, int64 [n]; of a mapped table only the part between the first and the last is read."""
+        if not len(indices):
+            return []
+        first = int(indices.min())
+        part = self.table.column("sample_id").slice(first, int(indices.max()) + 1 - first)
+        return part.take(indices - first).to_pylist()
+
+    def sample_id(self, index: int) -> str:
+        """The id of one image, without a Python object for every other."""
+        return self.table.column("sample_id")[index].as_py()
 
     @cached_property
     def classes(self) -> tuple[np.ndarray, list[str]]:
-        """Int64 [N], position of every row's class in the list of `<dataset>/<class>` names that follows, sorted."""
-        encoded = self.table.column("class_name").combine_chunks().dictionary_encode()
+        """The class number of every image, int32 [N], and the sorted `<dataset>/<class>` names of the numbers."""
+        encoded = pc.dictionary_encode(self.table.column("class_name")).combine_chunks()
         names = np.array([f"{self.name}/{name}" for name in encoded.dictionary.to_pylist()], dtype=object)
         order = np.argsort(names)
-        ranks = np.empty(len(order), dtype=np.int64)
+        ranks = np.empty(len(order), dtype=np.int32)
         ranks[order] = np.arange(len(order))
         return ranks[encoded.indices.to_numpy()], [str(name) for name in names[order]]
 
     @cached_property
     def class_names(self) -> np.ndarray:
-        """Array of str [N]: `<dataset>/<class>` of every row."""
+        """Array of str [N]: `<dataset>/<class>` of every image."""
         numbers, names = self.classes
         return np.array(names, dtype=object)[numbers]
 
     @cached_property
     def labels(self) -> np.ndarray:
+        """0 normal, 1 anomalous, of every image, int8 [N]."""
         return self.table.column("label").to_numpy()
 
     @cached_property
@@ -133,76 +163,31 @@ class Dataset:
         counts = pc.fill_null(pc.list_value_length(self.table.column("original_mask_offset")), 0).to_numpy()
         return bool(np.all(counts[self.labels == 1] > 0))
 
-    def rows(self, split: str) -> np.ndarray:
-        """Positions [n] of the rows of a split ("train", "val" or "test"), ascending, as int64."""
+    def indices(self, split: str) -> np.ndarray:
+        """The images of a split ("train", "val" or "test"), ascending, int64 [n]."""
         return np.flatnonzero(pc.equal(self.table.column("split"), split).to_numpy(zero_copy_only=False))
 
-    def image_place(self, row: int, original: bool = False) -> tuple[str, Span] | None:
-        """Shard and span of a row's resized (or original) image, None if it is not stored; quicker than `sample`."""
-        shards, offsets, sizes, digests = self._originals if original else self._images
-        if sizes[row] == 0:
-            return None
-        span = Span(int(offsets[row]), int(sizes[row]), digests[row].as_py())
-        return self.manifest.shards[shards[row]].name, span
+    def image_location(self, index: int, original: bool = False) -> tuple[str, Span] | None:
+        """Shard and span of a resized (or original) image, None if it is not stored; quicker than `sample`."""
+        name = "original" if original else "image"
+        columns = ("shard", f"{name}_offset", f"{name}_size", f"{name}_sha256")
+        shard, offset, size, sha256 = (self.table.column(column)[index].as_py() for column in columns)
+        return (self.manifest.shards[shard].name, Span(offset, size, sha256)) if size else None
 
-    @cached_property
-    def _images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
-        return self._places("image")
-
-    @cached_property
-    def _originals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
-        return self._places("original")
-
-    def _places(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, pa.ChunkedArray]:
-        """Columns of shard, offset, size (0: not stored) and digest."""
-        numbers = [self.table.column(c) for c in ("shard", f"{name}_offset", f"{name}_size")]
-        shards, offsets, sizes = (pc.fill_null(column, 0).to_numpy() for column in numbers)
-        return shards, offsets, sizes, self.table.column(f"{name}_sha256")
-
-    def sample(self, row: int) -> Sample:
-        values = self.table.slice(row, 1).to_pylist()[0]
+    def sample(self, index: int) -> Sample:
+        """All that the offset index says about an image."""
+        values = self.table.slice(index, 1).to_pylist()[0]
         return Sample(
-            sample_id=values["sample_id"],
+            **{name: values[name] for name in _PLAIN + _SIZES},
             dataset=self.name,
-            class_name=values["class_name"],
-            split=values["split"],
-            label=values["label"],
-            defect_type=values["defect_type"],
             shard=self.manifest.shards[values["shard"]].name,
             image=_span(values, "image"),
             masks=_spans(values, "mask"),
-            width=values["width"],
-            height=values["height"],
             original=_span(values, "original"),
             original_masks=_spans(values, "original_mask"),
             mask_ids=tuple(tuple(ids) for ids in values["mask_ids"]),
             xyz=_span(values, "xyz"),
-            group=values["group"],
-            view=values["view"],
-            source_width=values["source_width"],
-            source_height=values["source_height"],
         )
-
-
-class _Strings(Sequence[str]):
-    """A column of strings without a Python object for every row."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self.column[row].as_py() if not isinstance(row, slice) else self.column[row].to_pylist()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.column.to_pylist())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _span(values: dict[str, Any], name: str) -> Span | None:
@@ -221,20 +206,16 @@ def load_dataset(url: str) -> Dataset:
     Raises:
         UserError: either is missing or was changed after it was written.
     """
-    store = Store(url)
-    manifest = load_manifest(url)
-    data = store.read(manifest.index.name)
-    if hashlib.sha256(data).hexdigest() != manifest.index.sha256:
-        raise UserError(
-            f"{store.url_of(manifest.index.name)}: {len(data)} bytes that do not match the digest in {MANIFEST_NAME}; "
-            "the index was truncated or changed, convert the dataset again."
-        )
-    table = pq.read_table(io.BytesIO(data), schema=INDEX_SCHEMA)
-    return Dataset(store.url, manifest, table)
+    return _opened(Store(url).url, load_manifest(url))
+
+
+def _opened(url: str, manifest: Manifest) -> Dataset:
+    return Dataset(url, manifest, *read_index(Store(url), manifest.index, INDEX_SCHEMA))
 
 
 def index_bytes(table: pa.Table) -> bytes:
     """The parquet bytes of index rows with the fields of `INDEX_SCHEMA`, sorted by sample id."""
     buffer = io.BytesIO()
-    pq.write_table(table.cast(INDEX_SCHEMA).sort_by("sample_id").combine_chunks(), buffer, compression="zstd")
+    rows = table.cast(INDEX_SCHEMA).sort_by("sample_id").combine_chunks()
+    pq.write_table(rows, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What tars that others wrote say: the same rules whether they are indexed or read in order."""
+"""What members of tars that others wrote mean: the same rules whether they are indexed or read in order."""
 
 import json
 import re
@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from fmad_dist.errors import UserError, first_line
-from fmad_dist.masks import marked_pixels, raw_mask
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.images.masks import marked_pixels, raw_mask
 from fmad_dist.storage import Store
 from fmad_dist.storage.faults import Fault, explain, fault_of
 
-SPLITS = ("train", "val", "test")
 _LABELS = {"0": 0, "1": 1, "normal": 0, "good": 0, "anomaly": 1, "anomalous": 1}
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _MASK = re.compile(r"(?:mask|seg)(?:\.(\d+))?\.(?:png|bmp|tif|tiff)")
+_MASK_ENDING = re.compile(r"(.+?)[-_ ](?:mask|gt|seg|groundtruth|ground_truth)", re.IGNORECASE)
+_MASK_FOLDERS = {"mask", "masks", "ground_truth", "groundtruth", "gt"}
 READ_ATTEMPTS = 5  # each after the storage has answered again
 _BLOCK = 512  # a tar is made of these, and ends with at least one of zeros
 
@@ -34,8 +35,10 @@ class Facts:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "Facts":
-        """Raises:
-        UserError: not JSON, or a label or split that nobody knows; the sentence begins with `where`.
+        """Read the bytes of a `json` member.
+
+        Raises:
+            UserError: not JSON, or a label or split that nobody knows; the sentence begins with `where`.
         """
         try:
             facts = json.loads(data)
@@ -74,26 +77,37 @@ def regular_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def refuse_packed(names: Iterable[str], store: Store) -> None:
-    """Raises:
-    UserError: one of the files is a compressed tar, whose members have no byte ranges.
-    """
+    """Refuse a compressed tar, whose members have no byte ranges (UserError)."""
     for name in names:
         if name.endswith(_PACKED):
             raise UserError(f"{store.url_of(name)}: a compressed tar cannot be read in parts; unpack it to .tar.")
 
 
 def mask_number(extension: str) -> int | None:
-    """The place of a mask among those of its sample, by its lower-case extension; None if it is no mask."""
+    """Which mask of its sample a file is, by its lower-case extension; None if it is no mask."""
     found = _MASK.fullmatch(extension)
     return int(found[1] or 0) if found else None
 
 
-def marks_defect(mask: bytes, where: str) -> bool:
-    """Whether any pixel is marked; empty masks of normal images are common.
+def refuse_unpaired_mask(member: str, where: str) -> None:
+    """Refuse an image whose name or folder says that it is a mask: it would become a normal picture.
 
     Raises:
-        UserError: the bytes are no image.
+        UserError: it looks like one; the sentence begins with `where`.
     """
+    folder, _, base = member.rpartition("/")
+    stem = base.partition(".")[0]
+    named = _MASK_ENDING.fullmatch(stem)
+    if named or not _MASK_FOLDERS.isdisjoint(folder.lower().split("/")):
+        own = named[1] if named else stem
+        raise UserError(
+            f"{where}: {member} looks like the mask of {own}; a mask is called like its image, with .mask.png instead "
+            f"of the ending ({own}.mask.png)."
+        )
+
+
+def marks_defect(mask: bytes, where: str) -> bool:
+    """Whether any pixel is marked: empty masks of normal images are common. Refuses what is no image (UserError)."""
     return bool(marked_pixels(raw_mask(mask, where)).any())
 
 

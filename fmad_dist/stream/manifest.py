@@ -12,20 +12,33 @@ Foreign tars that were indexed in place keep their names, and hold the original 
 
 import hashlib
 import json
-from typing import Literal
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from fmad_dist.errors import UserError, first_line
+from fmad_dist.base.errors import UserError, first_line
 from fmad_dist.storage import Store
 
 FORMAT = "fmad-manifest/3"
 MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "val", "test")
 FOREIGN = "webdataset"  # layout of tars that others wrote and that were indexed in place
 
 # binary: any value but zero is defect. class_id: the values are defect ids, several per mask are possible.
 # channel: one mask per defect, which may overlap; its only value is the id of the defect's type.
 MaskSemantics = Literal["binary", "class_id", "channel"]
+
+
+def _no_path(name: str) -> str:
+    if name in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(name):
+        raise ValueError(f"{name!r} is no name of a class")
+    return name
+
+
+# becomes a folder of results, which must not be another one
+Name = Annotated[str, AfterValidator(_no_path)]
 
 
 class _Model(BaseModel):
@@ -43,6 +56,8 @@ class ShardInfo(_Model):
 
 
 class IndexInfo(_Model):
+    """The offset index below the manifest's URL."""
+
     name: str
     num_bytes: int
     num_samples: int
@@ -57,6 +72,20 @@ class ClassCounts(_Model):
     test_normal: int = 0
     test_anomalous: int = 0
     defects: dict[str, int] = {}
+
+
+def count_classes(images: Iterable[tuple[str, str, int, str]]) -> dict[str, ClassCounts]:
+    """Images per class and split, and anomalous test images per defect type, sorted by name.
+
+    An image is its class name, split, label and defect type.
+    """
+    tally: dict[str, Counter[str]] = defaultdict(Counter)
+    defects: dict[str, Counter[str]] = defaultdict(Counter)
+    for class_name, split, label, defect in images:
+        tally[class_name][split if split != "test" else "test_anomalous" if label else "test_normal"] += 1
+        if label:
+            defects[class_name][defect] += 1
+    return {name: ClassCounts(**tally[name], defects=dict(sorted(defects[name].items()))) for name in sorted(tally)}
 
 
 class DefectSaturation(_Model):
@@ -79,6 +108,14 @@ class Rendition(_Model):
     image_resample: str
     mask_resample: str
 
+    def keeps_masks(self, semantics: MaskSemantics) -> bool:
+        """Whether masks are stored as published.
+
+        They are beside original images, and always where each is a single defect, whose saturated overlap is measured
+        at the size of the source (a few KB).
+        """
+        return self.original or semantics == "channel"
+
 
 class Manifest(_Model):
     """Everything about a converted dataset but its rows. `digest` covers all other fields, so it names the content."""
@@ -91,7 +128,7 @@ class Manifest(_Model):
     citation: str = ""
     rendition: Rendition
     source_digest: str
-    classes: dict[str, ClassCounts]
+    classes: dict[Name, ClassCounts]
     mask_semantics: MaskSemantics = "binary"
     saturation: dict[str, list[DefectSaturation]] = {}  # per class, in the order of its owner
     shards: list[ShardInfo]

@@ -6,33 +6,44 @@ ever dropped or repeated. What a rank reads follows from the step number alone; 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 
 _RULE = "rounds/2"  # names the rule below in the plan's digest; raise it when another order comes out
 
 
+def by_class(rows: np.ndarray, classes: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The rows of each class, int64 [n_c], in their order; `classes` int64 [n] of the rows are in [0, num_classes)."""
+    order = np.argsort(classes, kind="stable")
+    return np.split(rows[order], np.cumsum(np.bincount(classes, minlength=num_classes))[:-1])
+
+
 @dataclass(frozen=True)
 class StreamPlan:
-    """The order of a training stream over `indices`.
+    """The order of a training stream over `rows`.
 
     Class c appears `quotas[c]` times in every epoch. Its appearances go on from epoch to epoch in rounds: appearance k
-    of the class, counted over the whole stream, is entry k mod n of a permutation of its n samples that is seeded by
+    of the class, counted over the whole stream, is number k mod n of a permutation of its n samples that is seeded by
     the round k div n. So after any number of epochs all samples of a class have appeared equally often, within one.
     Inside an epoch all chosen samples are shuffled together.
     """
 
-    indices: np.ndarray  # what the plan orders, int64 [n]
+    rows: np.ndarray  # what the plan orders, int64 [n]
     classes: np.ndarray  # class number of each, int64 [n]
-    content: str  # digest of what the indices point at
+    content: str  # digest of what the rows are
     seed: int = 0
     quotas: np.ndarray | None = None  # appearances per epoch of each class, int64 [K]; None: every sample once
     _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reader processes get the epochs that were shuffled already, and not what follows from the rows."""
+        return StreamPlan, (self.rows, self.classes, self.content, self.seed, self.quotas, dict(self._cache))
 
     @cached_property
     def appearances(self) -> np.ndarray:
@@ -44,15 +55,17 @@ class StreamPlan:
     def digest(self) -> str:
         """SHA-256 that names this plan: equal digests read equal sequences."""
         rule = f"{_RULE}|{self.content}|{self.seed}|{self.appearances.tolist()}|".encode()
-        members = self.indices.astype("<i8").tobytes() + self.classes.astype("<i8").tobytes()
-        return hashlib.sha256(rule + members).hexdigest()
+        found = hashlib.sha256(rule)
+        for members in (self.rows, self.classes):
+            found.update(np.ascontiguousarray(members, dtype="<i8").data)
+        return found.hexdigest()
 
     @property
     def epoch_size(self) -> int:
         return int(self.appearances.sum())
 
     def epoch(self, number: int) -> np.ndarray:
-        """The order of epoch `number`: int64 [epoch_size] of entries of `indices`."""
+        """The order of epoch `number`: int64 [epoch_size] of `rows`."""
         if number not in self._cache:
             if len(self._cache) > 1:
                 self._cache.pop(min(self._cache))
@@ -60,7 +73,7 @@ class StreamPlan:
         return self._cache[number]
 
     def at(self, positions: np.ndarray) -> np.ndarray:
-        """Entries of `indices` at stream positions, int64 of the same shape."""
+        """The rows at stream positions, int64 of the same shape."""
         epochs, offsets = np.divmod(positions, self.epoch_size)
         result = np.empty_like(offsets)
         for number in np.unique(epochs):
@@ -70,32 +83,32 @@ class StreamPlan:
 
     @cached_property
     def _members(self) -> list[np.ndarray]:
-        """The samples of each class, int64 [n_c], in the order of `indices`."""
-        order = np.argsort(self.classes, kind="stable")
-        starts = np.searchsorted(self.classes[order], np.arange(1, len(self.appearances)))
-        return np.split(self.indices[order], starts)
+        """The samples of each class, int64 [n_c], in the order of `rows`."""
+        return by_class(self.rows, self.classes, len(self.appearances))
 
     def _shuffled(self, number: int) -> np.ndarray:
         chosen = [
-            self._appearing(label, members, number * int(quota), (number + 1) * int(quota))
-            for label, (members, quota) in enumerate(zip(self._members, self.appearances, strict=True))
+            self._appearing(class_number, members, number * int(quota), (number + 1) * int(quota))
+            for class_number, (members, quota) in enumerate(zip(self._members, self.appearances, strict=True))
             if quota
         ]
-        return self._generator("epoch", number).permutation(np.concatenate(chosen))
+        order = np.concatenate(chosen)
+        self._generator("epoch", number).shuffle(order)
+        return order
 
-    def _appearing(self, label: int, members: np.ndarray, start: int, stop: int) -> np.ndarray:
+    def _appearing(self, class_number: int, members: np.ndarray, start: int, stop: int) -> np.ndarray:
         """Appearances [start, stop) of a class, counted over the whole stream."""
         count = len(members)
         first, last = -(-start // count), stop // count  # rounds [first, last) are whole
         if first > last:
-            return self._round(label, members, last)[start - last * count : stop - last * count]
-        head = self._round(label, members, first - 1)[start % count :] if start % count else members[:0]
-        tail = self._round(label, members, last)[: stop % count] if stop % count else members[:0]
+            return self._round(class_number, members, last)[start - last * count : stop - last * count]
+        head = self._round(class_number, members, first - 1)[start % count :] if start % count else members[:0]
+        tail = self._round(class_number, members, last)[: stop % count] if stop % count else members[:0]
         whole = np.tile(members, last - first)  # not permuted: the epoch shuffles their order away
         return np.concatenate([head, whole, tail])
 
-    def _round(self, label: int, members: np.ndarray, number: int) -> np.ndarray:
-        return self._generator("class", label, number).permutation(members)
+    def _round(self, class_number: int, members: np.ndarray, number: int) -> np.ndarray:
+        return self._generator("class", class_number, number).permutation(members)
 
     def _generator(self, *key: object) -> np.random.Generator:
         text = "|".join(map(str, (self.content, self.seed, *key)))
@@ -132,16 +145,16 @@ class BatchLayout:
     def accumulation(self) -> int:
         return self.global_batch // (self.micro_batch * self.world_size)
 
-    def positions(self, step: int, rank: int) -> np.ndarray:
-        """Stream positions int64 [accumulation, micro_batch] that `rank` reads in optimizer step `step`."""
-        rounds = step * self.global_batch + np.arange(self.global_batch).reshape(self.accumulation, self.world_size, -1)
+    def positions(self, start: int, rank: int) -> np.ndarray:
+        """Stream positions int64 [accumulation, micro_batch] that `rank` reads in the step that begins at `start`."""
+        rounds = start + np.arange(self.global_batch).reshape(self.accumulation, self.world_size, -1)
         return rounds[:, rank, :]
 
     def rank_of(self, positions: np.ndarray) -> np.ndarray:
-        """The rank that reads each stream position, int64 of the same shape."""
+        """The rank that reads each stream position in a stream of such steps alone, int64 of the same shape."""
         return positions % self.global_batch // self.micro_batch % self.world_size
 
-    def batches(self, rank: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Positions [micro_batch] of every forward pass of `rank` in steps [start, stop)."""
-        for step in range(start, stop):
-            yield from self.positions(step, rank)
+    def batches(self, rank: int, starts: Iterable[int]) -> Iterator[np.ndarray]:
+        """Positions [micro_batch] of every forward pass of `rank` in the steps that begin at these positions."""
+        for start in starts:
+            yield from self.positions(start, rank)

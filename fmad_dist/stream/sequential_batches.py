@@ -8,32 +8,30 @@ resumed run begins a new pass.
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from fmad_dist.errors import UserError
-from fmad_dist.stream.batches import Batch, Failure
+from fmad_dist.base.errors import UserError
+from fmad_dist.stream.batches import Batch, Failure, unless_failed, worker_loader
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sequential import Encoded, Image, SequentialSource
+from fmad_dist.stream.sequential_source import Encoded, Image, SequentialSource
 
 BUFFER = 1000  # encoded images of a reader's shuffle buffer
 
 
+@dataclass(eq=False, kw_only=True)
 class SequentialBatches(IterableDataset):
     """Endless micro batches of `size` images of one rank, dealt over its loader's workers."""
 
-    def __init__(
-        self, source: SequentialSource, tars: Sequence[str], rank: int, world: int, size: int, start: int
-    ) -> None:
-        self.source = source
-        self.tars = tars
-        self.rank = rank
-        self.world = world
-        self.size = size
-        self.start = start  # the step of the run at which these batches begin: another start is another order
+    source: SequentialSource
+    tars: Sequence[str]
+    rank: int
+    world: int
+    size: int
+    start: int  # the stream position at which these batches begin: another start is another order
 
     def __iter__(self) -> Iterator[Batch | Failure]:
         try:
@@ -111,14 +109,7 @@ def sequential_batches(
     first = next(positions, None)
     if first is None:
         return
-    loader: DataLoader = DataLoader(
-        SequentialBatches(source, tars, rank, world, len(first), start),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        prefetch_factor=4 if workers else None,
-    )
-    for chosen, item in zip(itertools.chain([first], positions), loader, strict=False):
-        if isinstance(item, Failure):
-            raise UserError(item.message)
-        yield replace(item, positions=torch.from_numpy(chosen))
+    batches = SequentialBatches(source=source, tars=tars, rank=rank, world=world, size=len(first), start=start)
+    loader = worker_loader(batches, workers)
+    for chosen, batch in zip(itertools.chain([first], positions), unless_failed(loader), strict=False):
+        yield replace(batch, positions=torch.from_numpy(chosen))

@@ -1,4 +1,4 @@
-"""The background copy of metrics.jsonl in MLflow: training writes the file, this thread sends what the server lacks.
+"""Copy metrics.jsonl to MLflow in the background: training writes the file, a thread sends what the server lacks.
 
 The file is the queue, so nothing is lost however long the server is away, and memory is bounded by one request. What
 the server has already is asked of the server: a line goes out if its step is beyond the run's last one. A request is
@@ -12,11 +12,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmad_dist.errors import first_line
+from fmad_dist.base.console import warn
+from fmad_dist.base.errors import first_line
 
 PACE_S = 2.0  # between two requests of a healthy server
 LONGEST_PAUSE_S = 60.0  # between two tries of a server that fails
@@ -28,7 +29,7 @@ Line = dict[str, Any]
 
 
 class Uploader:
-    """Sends the lines of one run from a thread of its own; nothing here blocks or raises in the training thread."""
+    """Send the lines of one run from a thread of its own; nothing here blocks or raises in the training thread."""
 
     def __init__(self, client: Any, run_id: str, path: Path) -> None:
         self.client = client
@@ -46,7 +47,7 @@ class Uploader:
         return self
 
     def finish(self, status: str, patience_s: float) -> bool:
-        """Send the rest and close the run; False if that was given up after `patience_s` seconds."""
+        """Send the rest and close the run; returns False if that was given up after `patience_s` seconds."""
         self._status = status
         self._stop.set()
         all_sent = self._done.wait(patience_s)
@@ -90,7 +91,7 @@ class Uploader:
 
 
 class LineReader:
-    """Whole lines of a metrics.jsonl beyond a step; the file may be replaced by a shorter one (`RunRecord.rewind`)."""
+    """Read whole lines of a metrics.jsonl beyond a step. `RunRecord.rewind` may replace the file by a shorter one."""
 
     def __init__(self, path: Path, step: int = -1) -> None:
         self.path = path
@@ -99,7 +100,8 @@ class LineReader:
         self._offset = self._read_to = 0
 
     def read(self, max_metrics: int = METRICS_PER_REQUEST) -> list[Line]:
-        """The next lines with at most `max_metrics` values, one line at least if there is one; `take` goes on."""
+        """Return the next lines with at most `max_metrics` values, at least one line if there is one, the same again
+        until `take` is called."""
         found: list[Line] = []
         room = max_metrics
         with open(self.path, "rb") as file:
@@ -120,34 +122,29 @@ class LineReader:
         return found
 
     def take(self, lines: Sequence[Line]) -> None:
-        """What `read` found last is dealt with."""
+        """Go on behind the lines that `read` returned last."""
         self._offset = self._read_to
         self.step = lines[-1]["step"]
 
 
 def send(client: Any, run_id: str, lines: LineReader) -> int:
-    """Send all that is new, request by request; returns the number of lines. Raises whatever the client raises."""
+    """Send all new lines, request by request, and return their number. Raises whatever the client raises."""
     count = 0
     while new := lines.read():
-        client.log_batch(run_id, list(_points(new)))
+        points = [one for line in new for one in metrics_at(line["step"], line.get("time", 0), line)]
+        client.log_batch(run_id, points)  # the first versions of fmad wrote no time
         lines.take(new)
         count += len(new)
     return count
 
 
-def _points(lines: Sequence[Line]) -> Iterator[Any]:
+def metrics_at(step: int, time_ms: int, values: Mapping[str, float]) -> list[Any]:
+    """The values, without `step` and `time` themselves, as MLflow's metrics at a step and a Unix time."""
     from mlflow.entities import Metric
 
-    for line in lines:
-        for name, value in line.items():
-            if name not in ("step", "time"):
-                yield Metric(name, value, line.get("time", 0), line["step"])  # fmad wrote no time at first
+    return [Metric(name, value, time_ms, step) for name, value in values.items() if name not in ("step", "time")]
 
 
 def last_step(client: Any, run_id: str) -> int:
-    """The last step that the server has metrics of, -1 for none."""
+    """Return the last step that the server has metrics of, -1 for none."""
     return max((point.step for point in client.get_metric_history(run_id, MARKER)), default=-1)
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)

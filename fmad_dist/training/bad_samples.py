@@ -1,10 +1,10 @@
 """Damaged samples of a run: skipped, told once each, counted over all ranks, and fatal above a limit."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from fmad_dist.errors import UserError
-from fmad_dist.storage.faults import say
+from fmad_dist.base.console import say
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
 from fmad_dist.stream.reader import BadSample
 from fmad_dist.tracking.record import RunRecord, read_lines
 
@@ -14,13 +14,13 @@ LOG_NAME = "bad_samples.jsonl"
 class BadSamples:
     """Distinct damaged samples of a run over all ranks and restarts. `note` is local; `settle` is collective."""
 
-    def __init__(self, limit: int, record: RunRecord, gather: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, limit: int, record: RunRecord, world: World) -> None:
         self.limit = limit
         self.record = record
-        self.gather = gather
+        self.world = world
         path = record.folder / LOG_NAME
         known = [line["sample_id"] for line in read_lines(path)] if record.is_main and path.exists() else []
-        self.known: set[str] = set(gather(known)[0])
+        self.known: set[str] = set(world.broadcast(known))
         self._new: dict[str, BadSample] = {}
 
     def note(self, bad: Iterable[BadSample]) -> None:
@@ -32,12 +32,12 @@ class BadSamples:
         return len(self._new)
 
     def settle(self) -> int:
-        """The number of distinct damaged samples of the run; every rank calls.
+        """Merge what the ranks noted and return the number of distinct damaged samples; every rank calls.
 
         Raises:
             UserError: there are more than the limit.
         """
-        new = {one.sample_id: one for some in self.gather(list(self._new.values())) for one in some}
+        new = {one.sample_id: one for some in self.world.gather(list(self._new.values())) for one in some}
         self._new.clear()
         for sample_id in sorted(new.keys() - self.known):
             one = new[sample_id]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fmad_dist.config import RunConfig
+from fmad_dist.config.run import RunConfig
 from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.networks.cost import NetworkCost, network_cost
 from fmad_dist.networks.dit import DiTSpec
@@ -54,7 +54,7 @@ class Layout:
 
 
 def memory_budget(spec: NetworkSpec, layout: Layout) -> MemoryBudget:
-    """The budget of one process."""
+    """Estimate the bytes of one process."""
     plain = network_cost(spec, layout.dtype)
     block = plain.activation_bytes // max(1, getattr(spec, "depth", 1))
     if layout.checkpointing:
@@ -69,8 +69,10 @@ def memory_budget(spec: NetworkSpec, layout: Layout) -> MemoryBudget:
 def layout_of(
     config: RunConfig, spec: NetworkSpec, batch: BatchLayout, dtype: torch.dtype, memory: int | None
 ) -> Layout:
-    """Of a run on GPUs of so many bytes (None: on a CPU). Where the configuration leaves it open, activations are
-    computed again only if they would not fit otherwise: on a GPU that is large enough it costs a quarter of the speed.
+    """Choose the layout of a run on GPUs of `memory` bytes (None: on a CPU).
+
+    Where the configuration leaves it open, activations are computed again in the backward pass only if they would not
+    fit otherwise: it costs a quarter of the speed.
     """
     dealt = (batch.world_size, batch.micro_batch, batch.accumulation)
     compiled = compiles(config.train, on_gpu=memory is not None)
@@ -82,7 +84,7 @@ def layout_of(
 
 
 def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryBudget:
-    """What each ZeRO stage divides by the number of processes: 1 the optimizer, 2 gradients too, 3 weights too."""
+    """Divide by the number of processes what the stage does: 1 the optimizer, 2 gradients too, 3 weights too."""
     count, stage, size = cost.num_parameters, layout.zero_stage, layout.dtype.itemsize
     part = -(-count // layout.processes)
     bucket = size * bucket_elements(count, stage, layout.processes)
@@ -103,12 +105,12 @@ def _zero_budget(cost: NetworkCost, layout: Layout, activations: int) -> MemoryB
 
 
 def checkpoint_bytes(cost: NetworkCost) -> int:
-    """Weights, average and two moments in fp32."""
+    """Bytes of a checkpoint: weights, average and two moments in fp32."""
     return 16 * cost.num_parameters
 
 
 def what_would_fit(spec: NetworkSpec, layout: Layout, capacity: int) -> Layout | None:
-    """The first change that fits, the cheapest in speed first: ZeRO-2, checkpointing, ZeRO-3, then smaller batches."""
+    """Return the first change that fits, cheapest in speed first: ZeRO-2, checkpointing, ZeRO-3, smaller batches."""
     batch = layout.micro_batch
     while batch >= 1:
         for stage, checkpointing in ((2, False), (2, True), (3, True)):

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import ObjectiveConfig
 from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.storage.store import PATIENCE_S, Store
 
@@ -38,6 +38,7 @@ class TrainState:
     coupling: tuple[float, float]  # sums behind the coupling's strength, merged over ranks
     tracking_run: str | None
     config: dict[str, Any]  # the resolved RunConfig
+    position: int  # of the stream, at which the next step begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """Stands for all its tensors."""
+        """SHA-256 that stands for all its tensors."""
         parts = sorted(f"{name} {file.sha256}" for name, file in self.files.items())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -74,11 +75,11 @@ class Checkpoints:
         self.store = Store(url, patience_s)
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return list(self.published())
 
     def published(self) -> dict[int, datetime]:
-        """When each complete checkpoint was completed, by its step, ascending."""
+        """Return when each complete checkpoint was completed, by its step, ascending."""
         entries = self.store.entries() if self.store.exists() else []
         found = {entry.name: entry.modified for entry in entries if entry.name.endswith(f"/{STATE_NAME}")}
         return {step: written for name, written in found.items() for step in _steps_of([name])}
@@ -87,9 +88,11 @@ class Checkpoints:
         return self.store.child(f"step-{step:08d}")
 
     def read(self, step: int) -> Checkpoint:
-        """Raises:
-        Damaged: its checkpoint.json is not one.
-        UserError: the storage does not answer; that is no reason to take an older one.
+        """Read the checkpoint.json of a step.
+
+        Raises:
+            Damaged: it is not one.
+            UserError: the storage does not answer; that is no reason to take an older checkpoint.
         """
         folder = self.folder(step)
         data = folder.read(STATE_NAME)
@@ -98,6 +101,8 @@ class Checkpoints:
             if body.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             files = {name: StoredFile(**file) for name, file in body.pop("files").items()}
+            if "position" not in body:  # written before a run could change its batch
+                body["position"] = body["step"] * body["config"]["train"]["global_batch"]
             state = TrainState(**body | {"coupling": tuple(body["coupling"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             where = folder.url_of(STATE_NAME)
@@ -105,7 +110,7 @@ class Checkpoints:
         return Checkpoint(folder, state, files)
 
     def newest_readable(self) -> Checkpoint | None:
-        """The newest whose checkpoint.json can be read; its tensors are not looked at."""
+        """Return the newest whose checkpoint.json can be read; its tensors are not looked at."""
         for step in reversed(self.steps()):
             try:
                 return self.read(step)
@@ -114,12 +119,12 @@ class Checkpoints:
         return None
 
     def publish(self, state: TrainState, files: dict[str, StoredFile]) -> None:
-        """Make a checkpoint of files that are in its folder already."""
+        """Write the checkpoint.json that makes a checkpoint of files that are in its folder already."""
         body = {"format": FORMAT, **asdict(state), "files": {name: asdict(file) for name, file in files.items()}}
         self.folder(state.step).write(STATE_NAME, json.dumps(body, indent=1).encode())
 
     def remove(self, step: int) -> None:
-        """Whatever is in the folder of `step`; if it is a checkpoint, it ends to be one first."""
+        """Remove the folder of `step`, its checkpoint.json first: what a kill leaves is not a checkpoint."""
         folder = self.folder(step)
         names = folder.list() if folder.exists() else []
         folder.remove_all([name for name in names if name == STATE_NAME])
@@ -128,12 +133,16 @@ class Checkpoints:
         else:
             folder.remove_all([name for name in names if name != STATE_NAME])
 
-    def remove_incomplete(self) -> None:
-        """What killed or failed saves left behind."""
+    def incomplete(self) -> set[int]:
+        """Steps of the folders that a save is filling, or that a killed or failed one has left."""
         names = self.store.list() if self.store.exists() else []
         if self.store.is_local:  # a folder may hold nothing that is listed
             names += [path.name for path in Path(self.store.path()).glob("step-*")]
-        for step in _steps_of(names) - set(self.steps()):
+        return _steps_of(names) - set(self.steps())
+
+    def remove_incomplete(self) -> None:
+        """Remove what killed or failed saves left behind."""
+        for step in self.incomplete():
             self.remove(step)
 
     def prune(self, keep_last: int, keep_every: int | None) -> None:
@@ -144,13 +153,15 @@ class Checkpoints:
 
 
 def _steps_of(names: list[str]) -> set[int]:
-    """The steps whose folders these names are or lie in; other folders beside them are not ours."""
+    """Return the steps whose folders these names are or lie in; other folders beside them are not ours."""
     return {int(found[1]) for name in names if (found := _FOLDER.match(name))}
 
 
 def check_belongs(checkpoint: Checkpoint, network: NetworkSpec, objective: ObjectiveConfig, plan_digest: str) -> None:
-    """Raises:
-    UserError: it was made by another architecture or objective, or for another sample stream.
+    """Check that a checkpoint is of the run that goes on from it.
+
+    Raises:
+        UserError: it is of another architecture, objective or sample stream.
     """
     state, where = checkpoint.state, checkpoint.store.url
     _check_same(where, "architecture", state.network, asdict(network))

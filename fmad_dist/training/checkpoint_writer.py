@@ -11,17 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import chain
 
 from safetensors.torch import save
 from torch import Tensor
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
 from fmad_dist.training.checkpoint import Checkpoints, StoredFile, TrainState
-from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import Engine, gather_objects
-from fmad_dist.training.weights import MOMENTS, full_moments, full_weights
-from fmad_dist.world import World
+from fmad_dist.training.engine import Engine
+from fmad_dist.training.weights import MOMENTS, WEIGHT, ShardedEma, full_tensors
 
 FILE_BYTES = 256_000_000
 PARTS_PATIENCE_S = 1800.0  # how long the main process waits for the slowest rank
@@ -29,7 +27,7 @@ POLL_S = 0.2
 
 
 class CheckpointWriter:
-    """Every rank has one and calls its methods at the same steps."""
+    """Saves checkpoints in the background; every rank has one and calls its methods at the same steps."""
 
     def __init__(self, checkpoints: Checkpoints, world: World, keep_last: int, keep_every: int | None) -> None:
         self.checkpoints = checkpoints
@@ -49,21 +47,23 @@ class CheckpointWriter:
         if self.world.is_main:
             self.checkpoints.remove_incomplete()
             self.checkpoints.remove(state.step)  # the same step again, after a resume
-        gather_objects(None)  # nobody writes before the main process has cleaned up
+        self.world.barrier()  # nobody writes before the main process has cleaned up
         parts = list(in_parts(all_tensors(engine, ema, self._is_mine)))
         self._thread = threading.Thread(target=self._run, args=(parts, state), name="checkpoint", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises:
-        UserError: a save failed in the background.
+        """Raise what a save in the background met.
+
+        Raises:
+            UserError: it failed.
         """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Until this rank's upload, and on the main process the checkpoint, is complete.
+        """Wait until this rank's upload is complete, and on the main process the checkpoint.
 
         Raises:
             UserError: it failed.
@@ -74,13 +74,13 @@ class CheckpointWriter:
         self.check()
 
     def finish(self) -> None:
-        """Until the checkpoint is complete, on every rank; every rank calls.
+        """Wait until the checkpoint is complete, on every rank; every rank calls.
 
         Raises:
             UserError: the save failed.
         """
         self.wait()
-        gather_objects(None)
+        self.world.barrier()
 
     def _is_mine(self, position: int) -> bool:
         return position % self.world.size == self.world.rank
@@ -99,17 +99,15 @@ class CheckpointWriter:
 
 
 def all_tensors(engine: Engine, ema: ShardedEma, is_mine: Callable[[int], bool]) -> Iterator[tuple[str, Tensor]]:
-    """(`<kind>/<parameter>`, fp32 CPU tensor) of the parameters at the positions that are mine; every rank calls."""
-    kinds = [("weight", full_weights(engine, is_mine))]
-    kinds += [(kind, full_moments(engine, kind, is_mine)) for kind in MOMENTS]
-    yield from chain.from_iterable(((f"{kind}/{name}", t) for name, t in tensors) for kind, tensors in kinds)
+    """Yield (`<kind>/<parameter>`, fp32 CPU tensor) of the parameters at positions that are mine; every rank calls."""
+    for kind in (WEIGHT, *MOMENTS):
+        yield from ((f"{kind}/{name}", tensor) for name, tensor in full_tensors(engine, kind, is_mine))
     with ema.swapped_in():
-        for name, tensor in full_weights(engine, is_mine):
-            yield f"ema/{name}", tensor
+        yield from ((f"ema/{name}", tensor) for name, tensor in full_tensors(engine, WEIGHT, is_mine))
 
 
 def in_parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """Groups of about FILE_BYTES; the encoding of one file is all that is held beside them."""
+    """Group tensors to files of about FILE_BYTES; the encoding of one file is all that is held beside them."""
     part: dict[str, Tensor] = {}
     for name, tensor in tensors:
         part[name] = tensor
@@ -133,7 +131,7 @@ def upload_parts(checkpoints: Checkpoints, step: int, rank: int, parts: list[dic
 
 
 def collect_parts(checkpoints: Checkpoints, step: int, world_size: int) -> dict[str, StoredFile]:
-    """The files of all ranks, as soon as all are written.
+    """Return the files of all ranks, as soon as all are written.
 
     Raises:
         UserError: a rank did not finish in time.

@@ -8,19 +8,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fmad_dist.config import RunConfig
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.run import RunConfig
 from fmad_dist.stream.batches import Batch, StreamDataset, stream_batches
 from fmad_dist.stream.dataset import INDEX_SCHEMA, Dataset
+from fmad_dist.stream.image_source import ImageSource, SampleSource
 from fmad_dist.stream.manifest import FOREIGN, ClassCounts, IndexInfo, Manifest, Rendition
 from fmad_dist.stream.mixture import Mixture, TrainSplit
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.stream.reader import BadSample
-from fmad_dist.stream.sequential import Encoded, SequentialSource, survey
 from fmad_dist.stream.sequential_batches import sequential_batches
-from fmad_dist.stream.sources import ImageSource, SampleSource
+from fmad_dist.stream.sequential_source import Encoded, SequentialSource, survey
 from fmad_dist.stream.training_stream import open_stream
-from fmad_dist.world import World
 
 GUARANTEES = (
     "data.mode sequential: the order of samples depends on the number of processes and workers, a resumed run begins a "
@@ -31,7 +31,7 @@ GUARANTEES = (
 
 
 class TrainingData(ABC):
-    """Images that train, images that calibrate, and the batches of a rank."""
+    """The images that train and those that calibrate, and the batches of a rank."""
 
     mixture: Mixture
     split: TrainSplit
@@ -42,9 +42,10 @@ class TrainingData(ABC):
 
     @abstractmethod
     def batches(
-        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+        self, features: SampleSource, layout: BatchLayout, rank: int, starts: Sequence[int], pin: bool
     ) -> Iterator[Batch]:
-        """Micro batches of steps [start, stop) of a rank, in order; `features` is what they are read from."""
+        """Read the micro batches of a rank from `features`, in order: those of the steps that begin at the stream
+        positions `starts`."""
 
 
 class IndexedData(TrainingData):
@@ -59,10 +60,10 @@ class IndexedData(TrainingData):
         self.workers = config.data.workers
 
     def batches(
-        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+        self, features: SampleSource, layout: BatchLayout, rank: int, starts: Sequence[int], pin: bool
     ) -> Iterator[Batch]:
         dataset = StreamDataset(features, self.mixture, self.stream.plan)
-        return stream_batches(dataset, layout.batches(rank, start, stop), workers=self.workers, pin_memory=pin)
+        return stream_batches(dataset, layout.batches(rank, starts), workers=self.workers, pin_memory=pin)
 
 
 class SequentialData(TrainingData):
@@ -90,9 +91,9 @@ class SequentialData(TrainingData):
         self.workers = data.workers
 
     def batches(
-        self, features: SampleSource, layout: BatchLayout, rank: int, start: int, stop: int, pin: bool
+        self, features: SampleSource, layout: BatchLayout, rank: int, starts: Sequence[int], pin: bool
     ) -> Iterator[Batch]:
-        positions = layout.batches(rank, start, stop)
+        positions, start = layout.batches(rank, starts), next(iter(starts), 0)
         found = sequential_batches(
             self.source, positions, rank=rank, world=layout.world_size, start=start, workers=self.workers
         )
@@ -100,7 +101,7 @@ class SequentialData(TrainingData):
 
 
 class EncodedImages(SampleSource):
-    """Images whose encoded bytes are in memory."""
+    """A source of images whose encoded bytes are in memory."""
 
     def __init__(self, source: SequentialSource, images: Sequence[Encoded]) -> None:
         self.source = source
@@ -115,7 +116,11 @@ class EncodedImages(SampleSource):
 
 
 def open_data(config: RunConfig, world: World | None = None) -> TrainingData:
-    """The data of a run; in sequential mode the main process says what that means."""
+    """Open the data of a run; in sequential mode the main process says what that means.
+
+    Raises:
+        UserError: the data cannot be read, or the configuration asks for what it does not have.
+    """
     if config.data.mode == "indexed":
         return IndexedData(config)
     data = SequentialData(config)
@@ -131,7 +136,7 @@ def open_data(config: RunConfig, world: World | None = None) -> TrainingData:
 
 
 def _refuse_unused(config: RunConfig) -> None:
-    """What sequential reading would pass over in silence."""
+    """Refuse what sequential reading would ignore."""
     unused = {
         "features.cache": config.features.cache,
         "model.use_labels": config.model.use_labels,
@@ -146,7 +151,7 @@ def _refuse_unused(config: RunConfig) -> None:
 
 
 def _in_memory(source: SequentialSource, sample_ids: list[str]) -> Mixture:
-    """A mixture of one dataset without files whose rows are the given images."""
+    """Make a mixture of one dataset without files, whose rows are the given images."""
     rows = [
         dict.fromkeys(INDEX_SCHEMA.names)
         | {"sample_id": one, "class_name": "all", "split": "train", "label": 0, "defect_type": "good", "shard": 0}

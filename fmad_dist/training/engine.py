@@ -13,16 +13,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import nn
 
 import fmad_dist
-from fmad_dist.config import TrainConfig
-from fmad_dist.errors import UserError
-from fmad_dist.networks.build import compile_network
-from fmad_dist.startup import import_deepspeed
+from fmad_dist.base.deepspeed import check_attributes, import_deepspeed
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.run import TrainConfig
+from fmad_dist.networks.build import Network, compile_network
 from fmad_dist.stream.plan import BatchLayout
+from fmad_dist.training.deepspeed_types import Accelerate, DeepSpeedEngine, ZeroOptimizer
 from fmad_dist.training.gradients import BUCKET_ELEMENTS, bucket_elements, skip_needless_passes
-from fmad_dist.world import World
 
 AHEAD_ELEMENTS = 25_000_000  # ZeRO-3: parameters fetched ahead at a time
 LIVE_ELEMENTS = 100_000_000  # ZeRO-3: parameters held gathered
@@ -33,8 +33,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # computing a feature cache may leav
 class Engine:
     """A DeepSpeed engine with what the rest of training needs to know about it."""
 
-    accelerator: Any  # accelerate.Accelerator
-    deepspeed: Any  # deepspeed.DeepSpeedEngine; call it to run the network
+    accelerator: Accelerate
+    deepspeed: DeepSpeedEngine  # call it to run the network
     dtype: torch.dtype
 
     @property
@@ -42,23 +42,19 @@ class Engine:
         return self.accelerator.device
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         return self.deepspeed.module
 
     @property
-    def optimizer(self) -> Any:
+    def optimizer(self) -> ZeroOptimizer:
         return self.deepspeed.optimizer
 
     def set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def gather(self, item: Any) -> list[Any]:
-        """The items of all ranks in rank order, on every rank."""
-        return gather_objects(item)
 
-
-def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) -> Any:
+def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) -> Accelerate:
     """Join the process group and select DeepSpeed.
 
     Raises:
@@ -78,7 +74,7 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) ->
     plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(config, layout, dtype))
     backend = "gloo" if cpu else "nccl"
     world.join(backend, COLLECTIVE_TIMEOUT)
-    accelerator = Accelerator(
+    accelerator: Accelerate = Accelerator(
         deepspeed_plugin=plugin,
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=COLLECTIVE_TIMEOUT)],
@@ -92,8 +88,12 @@ def start_accelerator(config: TrainConfig, layout: BatchLayout, world: World) ->
     return accelerator
 
 
-def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> Engine:
-    """Hand the network and AdamW to DeepSpeed."""
+def build_engine(accelerator: Accelerate, network: Network, config: TrainConfig) -> Engine:
+    """Hand the network and AdamW to DeepSpeed.
+
+    Raises:
+        UserError: this DeepSpeed lacks what fmad uses of its insides, or no compiler is found for torch.compile.
+    """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
@@ -104,14 +104,20 @@ def build_engine(accelerator: Any, network: nn.Module, config: TrainConfig) -> E
     zero["reduce_bucket_size"] = bucket_elements(count, config.zero_stage, processes)
     with _nothing_else_compiled():
         prepared, _ = accelerator.prepare(network, optimizer)
-    skip_needless_passes(prepared.optimizer, config.zero_stage, processes)
+    check_attributes(prepared.optimizer, ["optimizer", "param_groups", "overflow", "dp_process_group"])
+    if config.zero_stage == 3:
+        check_attributes(next(network.parameters()), ["ds_id", "ds_process_group", "partition_numel"])
+    skip_needless_passes(prepared.optimizer, config.zero_stage, processes, accelerator.device)
     return Engine(accelerator, prepared, compute_dtype(config))
 
 
 @contextmanager
 def _nothing_else_compiled() -> Iterator[None]:
-    """DeepSpeed compiles an optimizer that is not used here as soon as it is imported, which loads all of torch's
-    compiler: a sixth of the start-up of every process. The network's own compilation was asked for before."""
+    """Switch torch.compile off inside the block, where the network's own compilation has been asked for already.
+
+    DeepSpeed compiles an optimizer that is not used here as soon as it is imported, which loads all of torch's
+    compiler: a sixth of the start-up of every process.
+    """
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
@@ -123,11 +129,12 @@ def _nothing_else_compiled() -> Iterator[None]:
 
 
 def compiles(config: TrainConfig, on_gpu: bool) -> bool:
+    """Whether the network is compiled: as asked for, by default on GPUs where ZeRO does not split the weights."""
     return config.compile == "on" or (config.compile == "auto" and on_gpu and config.zero_stage < 3)
 
 
 def compute_dtype(config: TrainConfig) -> torch.dtype:
-    """bfloat16 or float32. On a CPU bf16 pays only with native instructions, where it more than doubles the speed.
+    """Choose bfloat16 or float32. On a CPU bf16 pays with native instructions alone: more than twice the speed.
 
     Raises:
         UserError: bf16 is asked for on a GPU that lacks it.
@@ -143,14 +150,14 @@ def compute_dtype(config: TrainConfig) -> torch.dtype:
     return torch.bfloat16 if use else torch.float32
 
 
-def smallest_gpu() -> int | None:
-    """Bytes of the smallest GPU of the job, None on CPUs: all ranks must decide alike. Every rank calls."""
+def smallest_gpu(world: World) -> int | None:
+    """Return the bytes of the smallest GPU of the job, None on CPUs: all ranks must decide alike. Every rank calls."""
     own = torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
-    return min(gather_objects(own)) if own else None
+    return min(world.gather(own)) if own else None
 
 
 def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's JSON for this run; every value that accelerate would guess is given."""
+    """Return DeepSpeed's JSON for this run; every value that accelerate would guess is given."""
     return {
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
@@ -172,7 +179,7 @@ def deepspeed_config(config: TrainConfig, layout: BatchLayout, dtype: torch.dtyp
 
 
 def describe(engine: Engine, world: World) -> dict[str, Any]:
-    """What the run really runs on, for its record."""
+    """Describe what the run really runs on, for its record."""
     import accelerate
     import deepspeed
 
@@ -190,28 +197,6 @@ def describe(engine: Engine, world: World) -> dict[str, Any]:
             "deepspeed": deepspeed.__version__,
         },
     }
-
-
-def gather_objects(item: Any) -> list[Any]:
-    """The picklable items of all ranks in rank order, on every rank; every rank calls."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [item]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, item)
-    return gathered
-
-
-def broadcast_object(item: Any, source: int) -> Any:
-    """The picklable item of rank `source`, on every rank; every rank calls."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return item
-    box = [item]
-    dist.broadcast_object_list(box, src=source)
-    return box[0]
 
 
 def quiet_libraries() -> None:

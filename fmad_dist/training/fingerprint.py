@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fmad_dist.config import RunConfig
+from fmad_dist.config.run import RunConfig
 
 # Where a run lies, how it is read, dealt, watched and kept, and what is made of its weights afterwards.
 _LEFT_OUT = {
@@ -21,7 +21,7 @@ _LEFT_OUT = {
 
 
 def training_fingerprint(config: RunConfig, manifests: Mapping[str, str]) -> str:
-    """SHA-256 over the settings that differ from their defaults and the digests of the manifests by dataset name.
+    """Return a SHA-256 of the settings that differ from their defaults and of the manifests' digests by dataset name.
 
     A setting that a later version adds does not change it as long as it has its default.
     """

@@ -1,54 +1,82 @@
-"""What is left out of DeepSpeed's way with gradients, because it costs a tenth of a step (benchmarks/training).
+"""Faster replacements for parts of DeepSpeed's gradient handling, which cost a tenth of a step (benchmarks/training).
 
-It looks at every gradient on its own, first for values that are not finite, then for its norm: on a DiT-L two thousand
-small kernels per step, issued while the GPU has nothing to do. And a single process, which has nobody to share
+DeepSpeed checks every gradient on its own, first for values that are not finite, then for its norm: on a DiT-L two
+thousand small kernels per step, issued while the GPU has nothing to do. And a single process, which has nobody to share
 with, copies each gradient into a bucket, divides it by one, reduces it and copies it back.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fmad_dist.base.deepspeed import replace_method
+from fmad_dist.training.deepspeed_types import ZeroOptimizer
+
 BUCKET_ELEMENTS = 25_000_000  # gradients reduced at a time
 INVALID = -1.0  # what DeepSpeed takes for a norm that is not finite: it leaves the step out on all ranks
+KNOWN = {  # the parameters of the methods that are replaced, in the versions of DeepSpeed that were tried
+    "get_grad_norm_direct": ("gradients, params, norm_type=2",),
+    "check_overflow": ("partition_gradients=True",),
+    "average_tensor": ("tensor, communication_data_type",),
+    "copy_grads_in_partition": ("param", "param, group_idx=None"),
+    "flatten_dense_tensors_aligned": (
+        "tensor_list, alignment, use_cpu_data=False",
+        "tensor_list, alignment, use_cpu_data=False, param_padding=None",
+    ),
+}
 
 
 def bucket_elements(num_parameters: int, zero_stage: int, processes: int) -> int:
-    """DeepSpeed allocates the whole bucket, however small the network is; its default is 500 million elements. What is
-    larger than the bucket stays where it is, so ZeRO-1 and 2 have none where nothing is reduced."""
+    """Elements of the bucket that DeepSpeed reduces gradients in.
+
+    DeepSpeed allocates all of it, however small the network is; its default is 500 million elements. A gradient that is
+    larger than the bucket stays where it is, so ZeRO-1 and 2 need no bucket where nothing is reduced.
+    """
     if zero_stage < 3 and processes == 1:
         return 1
     return min(BUCKET_ELEMENTS, num_parameters)
 
 
-def skip_needless_passes(optimizer: Any, zero_stage: int, processes: int) -> None:
-    """Of a ZeRO optimizer over gradients, as said above; it must have been made with `bucket_elements`."""
+def skip_needless_passes(optimizer: ZeroOptimizer, zero_stage: int, processes: int, device: torch.device) -> None:
+    """Replace the methods of a ZeRO optimizer that pass over gradients needlessly.
 
-    def norm(gradients: Sequence[Tensor], params: Any, norm_type: float = 2) -> Tensor:
+    Without a bucket, see `bucket_elements`, a single process has nothing to average and nothing to copy back.
+
+    Raises:
+        UserError: this DeepSpeed has other methods than those we know.
+    """
+
+    def norm(gradients: Sequence[Tensor], params: object, norm_type: float = 2) -> Tensor:
         assert norm_type == 2
         return gradient_norm(gradients, optimizer.dp_process_group)
 
-    optimizer.get_grad_norm_direct = norm
-    optimizer.check_overflow = lambda partition_gradients=True: None  # the norm tells
+    replacements: dict[str, Callable[..., object]] = {
+        "get_grad_norm_direct": norm,
+        "check_overflow": lambda partition_gradients=True: None,  # the norm tells
+    }
     if zero_stage < 3 and processes == 1:
-        optimizer.average_tensor = lambda tensor, dtype: None
-        optimizer.copy_grads_in_partition = lambda param, group=None: None  # out of the bucket
-        if torch.device(optimizer.device).type == "cpu":
-            optimizer.flatten_dense_tensors_aligned = FlatGradient()
+        replacements["average_tensor"] = lambda tensor, dtype: None
+        replacements["copy_grads_in_partition"] = lambda param, group=None: None
+        if device.type == "cpu":
+            replacements["flatten_dense_tensors_aligned"] = FlatGradient()
+    for name, replacement in replacements.items():
+        replace_method(optimizer, name, KNOWN[name], replacement)
 
 
 class FlatGradient:
-    """All gradients as one float32 vector, in memory that stays. A GPU's allocator keeps what it has; a CPU gives a
-    vector of this size (520 MB for a DiT-B) back to the system, and waits for zeroed pages in every step."""
+    """Concatenates all gradients into one float32 vector, in memory that stays.
+
+    A GPU's allocator keeps its memory; a CPU's gives a vector of this size (520 MB for a DiT-B) back to the system, and
+    waits for zeroed pages in every step.
+    """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
 
     def __call__(self, gradients: Sequence[Tensor], alignment: int) -> Tensor:
-        """The gradients one after the other, filled up with zeros to a multiple of `alignment`; until the next call."""
+        """The gradients one after the other, zero-padded to a multiple of `alignment`; valid until the next call."""
         count = sum(one.numel() for one in gradients)
         size = -(-count // alignment) * alignment
         if len(self._buffer) < size:
@@ -58,7 +86,7 @@ class FlatGradient:
         return self._buffer[:size]
 
 
-def gradient_norm(gradients: Sequence[Tensor], group: Any = None) -> Tensor:
+def gradient_norm(gradients: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> Tensor:
     """L2 norm over all ranks, float32 []; INVALID if a value is not finite. Every rank calls."""
     norms = torch._foreach_norm([one.detach() for one in gradients], 2, dtype=torch.float32)
     square = torch.stack(norms).square().sum()

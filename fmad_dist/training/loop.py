@@ -4,152 +4,128 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from fmad_dist.config import RunConfig
-from fmad_dist.detector_files import SPEC_NAME
-from fmad_dist.errors import UserError
-from fmad_dist.features.prepare import PreparedFeatures, prepare_features
-from fmad_dist.flow.couplings import merged_strength
+from fmad_dist.base.console import Progress
+from fmad_dist.base.errors import UserError, writing
+from fmad_dist.base.world import World
+from fmad_dist.config.run import RunConfig
+from fmad_dist.detector.completeness import what_lacks
+from fmad_dist.detector.fit import calibrate
+from fmad_dist.features.prepare import prepare_features
 from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.networks.build import build_network, network_spec
-from fmad_dist.progress import Progress
+from fmad_dist.registry.register import register_trained
 from fmad_dist.stream.batches import Batch
 from fmad_dist.stream.plan import BatchLayout
 from fmad_dist.tracking.record import RunRecord
-from fmad_dist.tracking.runs import TrackedRun
-from fmad_dist.tracking.system import NodeMonitor, joined
+from fmad_dist.tracking.runs import REGISTERED_NAME, TrackedRun
 from fmad_dist.training.bad_samples import BadSamples
 from fmad_dist.training.budget import layout_of
-from fmad_dist.training.checkpoint import Checkpoints, TrainState
+from fmad_dist.training.checkpoint import Checkpoints
 from fmad_dist.training.checkpoint_writer import CheckpointWriter
-from fmad_dist.training.data import TrainingData, open_data
-from fmad_dist.training.ema import ShardedEma
-from fmad_dist.training.engine import (
-    Engine,
-    build_engine,
-    compute_dtype,
-    gather_objects,
-    smallest_gpu,
-    start_accelerator,
-)
-from fmad_dist.training.finish import finish_run
-from fmad_dist.training.guard import NonFiniteGuard
-from fmad_dist.training.preemption import Preempted, StopRequest
-from fmad_dist.training.resume import load_newest, resume
-from fmad_dist.training.schedule import learning_rate
-from fmad_dist.training.step import StepRunner
-from fmad_dist.training.throughput import Meter, image_share
-from fmad_dist.training.watchdog import Watchdog
-from fmad_dist.world import World
+from fmad_dist.training.data import open_data
+from fmad_dist.training.engine import build_engine, compute_dtype, smallest_gpu, start_accelerator
+from fmad_dist.training.export import RunParts
+from fmad_dist.training.interruption import Preempted, StopRequest, Watchdog
+from fmad_dist.training.job import TrainJob, load_newest, resume
+from fmad_dist.training.ownership import owned
+from fmad_dist.training.place import Place
+from fmad_dist.training.step import NonFiniteGuard, StepRunner, learning_rate
+from fmad_dist.training.throughput import Meter, NodeMonitor, image_share
+from fmad_dist.training.weights import ShardedEma, averaged_weights
 
 PREEMPTED_PATIENCE_S = 5.0  # for MLflow, when a scheduler waits for this process to end
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """Everything a training run is made of, on one rank."""
-
-    config: RunConfig
-    world: World
-    data: TrainingData
-    layout: BatchLayout
-    features: PreparedFeatures
-    objective: FlowMatching
-    engine: Engine
-    ema: ShardedEma
-    record: RunRecord
-    tracked: TrackedRun
-    bad: BadSamples
-    checkpoints: Checkpoints
-    writer: CheckpointWriter
-    guard: NonFiniteGuard
-    nodes: NodeMonitor
-
-    def state(self, step: int) -> TrainState:
-        """Every rank calls."""
-        network = asdict(self.engine.network.spec)  # type: ignore[call-overload]
-        coupling = merged_strength(gather_objects(self.objective.strength.state()))
-        objective = self.config.objective.model_dump(mode="json")
-        config = self.config.model_dump(mode="json")
-        updates, digest = self.ema.updates, self.data.digest
-        return TrainState(step, updates, digest, network, objective, coupling, self.tracked.run_id, config)
 
 
 def train(config: RunConfig, world: World) -> Path:
     """Train, or go on from the latest checkpoint of the same run; returns the run directory. Every rank calls.
 
     Raises:
-        UserError: data, features, backbone or a checkpoint do not fit the configuration, or training diverged.
+        UserError: data, features, backbone or a checkpoint do not fit the configuration, training diverged, or
+            another job has the run.
         Preempted: it was asked to stop and saved a checkpoint.
     """
-    job = set_up(config, world)
-    start = resume(job)
-    run_steps(job, start)
-    if not is_finished(job, start):
-        finish_run(job)
-    job.engine.accelerator.end_training()
+    with owned(config, world):
+        job = set_up(config, world)
+        place = resume(job)
+        found_all = place.step == config.train.steps
+        run_steps(job, place)
+        if not (found_all and is_finished(job)):
+            finish_run(job)
+        job.engine.accelerator.end_training()
     return config.run_dir
 
 
-def run_steps(job: TrainJob, step: int) -> None:
-    """From after `step` steps to the last one: read, compute, average, log, save, and stop when asked to."""
+def run_steps(job: TrainJob, place: Place) -> None:
+    """Train from a place to the last step: read, compute, average, log, save, and stop when asked to."""
     settings, world = job.config.train, job.world
-    meter, losses = Meter(image_share(job.engine.network.spec, world)), list[torch.Tensor]()  # type: ignore[arg-type]
+    meter, losses = Meter(image_share(job.engine.network.spec, world)), list[torch.Tensor]()
+    bad_from = place.position  # where the first of the steps in a row that are not finite began
     runner = StepRunner(job.engine, job.ema, job.features, job.objective, job.config.model, job.guard)
-    batches = meter.timed(read_batches(job, step))
-    progress = Progress(f"train {job.config.name}", settings.steps, shown=world.is_main, start=step)
+    batches = meter.timed(read_batches(job, place))
+    progress = Progress(f"train {job.config.name}", settings.steps, shown=world.is_main, start=place.step)
     with Watchdog(world, settings.hang_s) as watchdog, StopRequest(world) as stop, progress:
-        while step < settings.steps:
+        while place.step < settings.steps:
             micro_batches = list(islice(batches, job.layout.accumulation))
-            losses.append(runner.run(micro_batches, learning_rate(settings, step)))
+            rate = learning_rate(settings, place)
+            losses.append(runner.run(micro_batches, rate))
+            if job.guard.in_a_row == 1:
+                bad_from = place.position
             meter.count(settings.global_batch)
             job.bad.note(bad for batch in micro_batches for bad in batch.bad)
-            log_samples(job, step, micro_batches)
-            step += 1
+            log_samples(job, place.step, micro_batches)
+            place.advance(settings.global_batch)
             if job.guard.must_go_back:
-                step = go_back(job, step)
-                batches = meter.timed(read_batches(job, step))
-                progress.done = step
+                place = go_back(job, place, bad_from)
+                batches = meter.timed(read_batches(job, place))
+                progress.done = place.step
                 losses.clear()
                 continue
-            is_last = step == settings.steps
-            if step % settings.log_every == 0 or is_last:
-                progress.advance(0, note=log_metrics(job, step, losses, meter))
-            if is_last or (step % settings.checkpoint_every == 0 and not job.guard.in_a_row):
-                job.writer.save(job.engine, job.ema, job.state(step))
+            is_last = place.step == settings.steps
+            if place.step % settings.log_every == 0 or is_last:
+                progress.advance(0, note=log_metrics(job, place, rate, losses, meter))
+            if is_last or (place.step % settings.checkpoint_every == 0 and not job.guard.in_a_row):
+                job.writer.save(job.engine, job.ema, job.state(place))
             job.writer.check()
             progress.advance(1)
-            watchdog.beat(step)
+            watchdog.beat(place.step)
             if stop.agreed() and not is_last:
-                stop_here(job, step)
+                stop_here(job, place)
         job.writer.finish()
+    if stop.asked:  # too late for a step to stop at; the other ranks end with this one
+        raise Preempted(f"{job.config.name} was asked to stop; start the same command again to make its detector.")
 
 
-def stop_here(job: TrainJob, step: int) -> None:
-    """Save and end, on all ranks at the same step."""
-    job.writer.save(job.engine, job.ema, job.state(step))
+def stop_here(job: TrainJob, place: Place) -> None:
+    """Save and end, on all ranks at the same step.
+
+    Raises:
+        Preempted: always.
+    """
+    job.writer.save(job.engine, job.ema, job.state(place))
     job.writer.finish()
     if job.world.is_main:
         job.tracked.close("KILLED", PREEMPTED_PATIENCE_S)
     raise Preempted(
-        f"{job.config.name} was asked to stop and saved step {step} to {job.checkpoints.store.url}; start the same "
-        "command again to go on."
+        f"{job.config.name} was asked to stop and saved step {place.step} to {job.checkpoints.store.url}; start the "
+        "same command again to go on."
     )
 
 
-def go_back(job: TrainJob, step: int) -> int:
-    """Load the newest checkpoint after too many gradients that are not finite; returns its step. Every rank calls.
+def go_back(job: TrainJob, place: Place, bad: int) -> Place:
+    """Load the newest checkpoint after too many gradients that are not finite; returns where to go on. The samples from
+    position `bad` of the stream up to here are left out from now on: the same data and noise would most likely do the
+    same again. Every rank calls.
 
     Raises:
         UserError: there is none, or it happened too often.
     """
     job.writer.finish()
-    found = f"{job.guard.limit} steps in a row up to step {step} had a loss or gradient that is not finite"
+    found = f"{job.guard.limit} steps in a row up to step {place.step} had a loss or gradient that is not finite"
     fix = "lower train.lr, raise train.warmup_samples or look at the newest images"
     state = load_newest(job) if job.guard.may_go_back else None
     if state is None:
@@ -159,8 +135,9 @@ def go_back(job: TrainJob, step: int) -> int:
     job.record.rewind(state.step)
     if job.world.is_main:
         times = f"{job.guard.rollbacks} of at most {job.guard.max_rollbacks}"
-        print(f"{found}; went back to step {state.step} ({times})", file=sys.stderr, flush=True)
-    return state.step
+        left_out = f"leaves out positions {bad} to {place.position - 1} of the stream"
+        print(f"{found}; went back to step {state.step} ({times}) and {left_out}", file=sys.stderr, flush=True)
+    return place.gone_back(state.step, state.position, bad)
 
 
 def set_up(config: RunConfig, world: World) -> TrainJob:
@@ -170,50 +147,59 @@ def set_up(config: RunConfig, world: World) -> TrainJob:
     layout = BatchLayout.fit(settings.global_batch, settings.micro_batch, world.size)
     record = RunRecord(config.run_dir, world.is_main)
     accelerator = start_accelerator(settings, layout, world)
-    bad = BadSamples(config.data.max_bad_samples, record, gather_objects)
-    features = prepare_features(
-        config.features,
-        data,
-        world,
-        accelerator.device,
-        gather_objects,
-        config.data.reading,
-        config.data.max_bad_samples,
-    )
+    bad = BadSamples(config.data.max_bad_samples, record, world)
+    features = prepare_features(config, data, world, accelerator.device)
     bad.note((*data.bad, *features.bad))
     bad.settle()
     torch.manual_seed(settings.seed)
     num_classes = len(data.mixture.class_names)
     spec = network_spec(config.model, features.backbone.num_channels, config.features.grid, num_classes)
-    recompute = layout_of(config, spec, layout, compute_dtype(settings), smallest_gpu()).checkpointing
+    recompute = layout_of(config, spec, layout, compute_dtype(settings), smallest_gpu(world)).checkpointing
     engine = build_engine(accelerator, build_network(spec, recompute), settings)
-    ema = ShardedEma(engine.optimizer, settings.ema)
-    tracked = TrackedRun(config, record)
-    objective = FlowMatching(config.objective, settings.seed)
     checkpoints = Checkpoints(config.checkpoint_url, config.data.patience_s)
-    writer = CheckpointWriter(checkpoints, world, settings.keep_checkpoints, settings.keep_every)
-    guard = NonFiniteGuard(settings.max_skipped, settings.max_rollbacks)
-    running = (record, tracked, bad, checkpoints, writer, guard, NodeMonitor(world))
-    return TrainJob(config, world, data, layout, features, objective, engine, ema, *running)
+    return TrainJob(
+        config=config,
+        world=world,
+        data=data,
+        layout=layout,
+        features=features,
+        objective=FlowMatching(config.objective, settings.seed),
+        engine=engine,
+        ema=ShardedEma(engine.optimizer, settings.ema),
+        record=record,
+        tracked=TrackedRun(config, record),
+        bad=bad,
+        checkpoints=checkpoints,
+        writer=CheckpointWriter(checkpoints, world, settings.keep_checkpoints, settings.keep_every),
+        guard=NonFiniteGuard(settings.max_skipped, settings.max_rollbacks),
+        nodes=NodeMonitor(world),
+    )
 
 
-def is_finished(job: TrainJob, start: int) -> bool:
-    """Whether this start found nothing left to do; the main process decides for all."""
-    done = start == job.config.train.steps and (job.config.run_dir / "detector" / SPEC_NAME).is_file()
-    if done and job.world.is_main:
+def is_finished(job: TrainJob) -> bool:
+    """Whether a start that found all steps done found their detector, too; the main process decides for all and
+    registers one that is not registered yet."""
+    config = job.config
+    known = {"manifest_digests": job.data.mixture.digests, "backbone_digest": job.features.weights_digest}
+    lacking = what_lacks(config.run_dir, config, known) if job.world.is_main else None
+    if job.world.is_main and lacking is None:
+        if not (config.run_dir / REGISTERED_NAME).is_file():
+            register_trained(job.tracked, config.run_dir / "detector")
         job.tracked.close()
-        print(f"{job.config.name} was complete already; choose another `name` to train anew", flush=True)
-    return bool(gather_objects(done)[0])
+        print(f"{config.name} was complete already; choose another `name` to train anew", flush=True)
+    elif job.world.is_main:
+        print(f"{config.name}: {lacking}; it is made from the last checkpoint", flush=True)
+    return job.world.broadcast(lacking) is None
 
 
-def read_batches(job: TrainJob, start: int) -> Iterator[Batch]:
-    """This rank's micro batches from step `start` on, in order."""
+def read_batches(job: TrainJob, place: Place) -> Iterator[Batch]:
+    """Read this rank's micro batches from a place to the last step, in order."""
     pin = job.engine.device.type == "cuda"
-    stop = job.config.train.steps
-    return job.data.batches(job.features.source, job.layout, job.world.rank, start, stop, pin)
+    starts = place.starts(job.layout.global_batch, job.config.train.steps)
+    return job.data.batches(job.features.source, job.layout, job.world.rank, starts, pin)
 
 
-def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Meter) -> str:
+def log_metrics(job: TrainJob, place: Place, rate: float, losses: list[torch.Tensor], meter: Meter) -> str:
     """Write one line of metrics, averaged over the interval and all ranks; returns a note for the progress bar."""
     found = torch.stack(losses)
     finite = found[found.isfinite()]
@@ -225,17 +211,17 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
     losses.clear()
     values = {
         **({"loss": loss} if count else {}),
-        "lr": learning_rate(job.config.train, done - 1),
+        "lr": rate,
         **({"grad_norm": norm} if math.isfinite(norm) else {}),
-        **({"epoch": done * job.layout.global_batch / job.data.epoch_size} if job.data.epoch_size else {}),
-        "samples": done * job.layout.global_batch,
+        **({"epoch": place.position / job.data.epoch_size} if job.data.epoch_size else {}),
+        "samples": place.position,
         "skipped_steps": job.guard.skipped,
         "rollbacks": job.guard.rollbacks,
         "bad_samples": job.bad.settle() if num_new else len(job.bad.known),
         **meter.read(),
-        **joined(job.engine.gather(job.nodes.read())),
+        **{name: value for node in job.world.gather(job.nodes.read()) for name, value in node.items()},
     }
-    job.record.metrics(done, values)
+    job.record.metrics(place.step, values)
     mfu = f"MFU {values['mfu_percent']:.0f}%  " if "mfu_percent" in values else ""
     return (
         f"loss {loss:.4f}  {values['images_per_s']:.0f} images/s  {mfu}data wait {values['data_wait_percent']:.0f}%  "
@@ -244,9 +230,30 @@ def log_metrics(job: TrainJob, done: int, losses: list[torch.Tensor], meter: Met
 
 
 def log_samples(job: TrainJob, step: int, micro_batches: list[Batch]) -> None:
+    """Write which samples this rank trained on, if the configuration asks for it."""
     if not job.config.train.log_samples:
         return
-    with open(job.config.run_dir / f"samples-{job.world.rank}.jsonl", "a") as file:
+    path = job.config.run_dir / f"samples-{job.world.rank}.jsonl"
+    with writing(path), open(path, "a") as file:
         for batch in micro_batches:
             for position, sample_id in zip(batch.positions.tolist(), batch.sample_ids, strict=True):
                 file.write(json.dumps({"step": step, "position": position, "sample_id": sample_id}) + "\n")
+
+
+def finish_run(job: TrainJob) -> None:
+    """Make, calibrate, save and register the detector of a run after its last step.
+
+    Every rank calls: all of them gather the weights and score a share of the held-out normals.
+    """
+    config, parts = job.config, RunParts(job.config, job.data, job.features, job.engine.network.spec)
+    detector = parts.assembled(averaged_weights(job.engine, job.ema), job.coupling(), config.train.steps)
+    detector.move_to(job.engine.device)
+    detector = calibrate(detector, job.data, job.world, job.bad.note, config.calibration.false_alarm_rate)
+    job.bad.settle()
+    if job.world.is_main:
+        folder = config.run_dir / "detector"
+        (config.run_dir / REGISTERED_NAME).unlink(missing_ok=True)  # it tells of the detector that goes now
+        detector.save(folder)
+        register_trained(job.tracked, folder)
+        job.tracked.close()
+    job.world.barrier()

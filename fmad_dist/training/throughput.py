@@ -1,22 +1,27 @@
-"""How fast training goes and what it waits for."""
+"""How fast training goes, what it waits for and how busy its nodes are, beside the peak speed of accelerators.
+
+Nodes are read where metrics are logged, so that it costs no thread and no server call.
+"""
 
 import resource
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
+from fmad_dist.base.world import World
 from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.networks.cost import network_cost
 from fmad_dist.stream.batches import Batch
-from fmad_dist.training.accelerators import find_accelerator
-from fmad_dist.world import World
+
+NodeMetrics = dict[str, float]
 
 
 class Meter:
-    """Images per second, MFU, share of time spent waiting for data, peak memory, since the last reading.
+    """Measures images per second, MFU, the share of time spent waiting for data and peak memory since the last reading.
 
-    `image_share` is that of the function below.
+    `image_share` is what the function of that name returns.
     """
 
     def __init__(self, image_share: float | None = None) -> None:
@@ -26,7 +31,7 @@ class Meter:
         self._images = 0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; the time to get each is counted as waiting."""
+        """Yield the same batches; the time to get each is counted as waiting."""
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
@@ -39,7 +44,7 @@ class Meter:
         self._images += images
 
     def read(self) -> dict[str, float]:
-        """images_per_s, mfu_percent (if known), data_wait_percent, memory_gib; starts a new interval."""
+        """Return images_per_s, mfu_percent (if known), data_wait_percent, memory_gib, and start a new interval."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         values = {
             "images_per_s": self._images / elapsed,
@@ -52,7 +57,7 @@ class Meter:
 
 
 def image_share(spec: NetworkSpec, world: World) -> float | None:
-    """Seconds that the training FLOPs of an image would take on all accelerators of the job at their peak."""
+    """Return the seconds that an image's training FLOPs take on all accelerators of the job at their peak."""
     accelerator = find_accelerator(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     if accelerator is None:
         return None
@@ -60,7 +65,70 @@ def image_share(spec: NetworkSpec, world: World) -> float | None:
 
 
 def memory_bytes() -> int:
-    """Peak GPU memory of this process, or its peak resident memory where there is no GPU."""
+    """Return the peak GPU memory of this process, or its peak resident memory where there is no GPU, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """`peak_flops` in operations per second, `memory` in bytes."""
+
+    name: str
+    peak_flops: float
+    memory: int
+
+
+ACCELERATORS = tuple(
+    Accelerator(name, teraflops * 1e12, gib << 30)
+    for name, teraflops, gib in (
+        ("B200", 2250, 179),
+        ("H200", 989, 140),
+        ("GH200", 989, 94),
+        ("H100", 989, 79),
+        ("A100-80", 312, 79),
+        ("A100", 312, 39),
+        ("L40S", 362, 44),
+        ("L4", 121, 22),
+        ("A10", 125, 22),
+    )
+)
+
+
+def find_accelerator(device_name: str) -> Accelerator | None:
+    """Find an accelerator by a name like "h200" or "NVIDIA A100-SXM4-80GB"; None if unknown."""
+    wanted = device_name.upper()
+    matching = [one for one in ACCELERATORS if all(word in wanted for word in one.name.split("-"))]
+    return max(matching, key=lambda one: len(one.name)) if matching else None
+
+
+class NodeMonitor:
+    """Usage of this process's node since the last reading; only the first process of a node reads."""
+
+    def __init__(self, world: World) -> None:
+        self.prefix = f"system/node{world.node}"
+        self.reads = world.local_rank == 0
+        self.read()  # psutil's shares are of the time since the last call
+
+    def read(self) -> NodeMetrics:
+        """Return shares in percent and memory in GiB: `system/node<n>/cpu_percent`, `memory_gib`, and per GPU
+        `gpu<i>_memory_gib` and, where the driver tells, `gpu<i>_percent`; empty on other processes."""
+        if not self.reads:
+            return {}
+        import psutil
+
+        memory = psutil.virtual_memory()
+        found = {"cpu_percent": psutil.cpu_percent(), "memory_gib": (memory.total - memory.available) / 2**30}
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            found[f"gpu{number}_memory_gib"] = (total - free) / 2**30
+            found |= _utilization(number)
+        return {f"{self.prefix}/{name}": float(value) for name, value in found.items()}
+
+
+def _utilization(number: int) -> NodeMetrics:
+    try:
+        return {f"gpu{number}_percent": float(torch.cuda.utilization(number))}
+    except (ModuleNotFoundError, RuntimeError):  # needs the driver's Python package
+        return {}

@@ -1,6 +1,5 @@
-"""Pictures as a browser shows them: photographs in a form it knows, thumbnails, and heat to lay over both."""
+"""Encode pictures for a browser: photographs in a format it shows, thumbnails, and heat maps to lay over both."""
 
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,14 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fmad_dist.images import open_image, to_rgb
-from fmad_dist.prediction.pictures import heat_colours
+from fmad_dist.images.codec import encoded, is_turned_by_viewers, open_image, to_rgb
+from fmad_dist.prediction.results import heat_colours
 
 THUMBNAIL = 192  # longest side, px
 SMALL_HEAT = 96
 CACHE_BYTES = 64 << 20
 DECODERS = 4  # images that are decoded at the same time, which bounds memory
-_SHOWN_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "BMP": "image/bmp"}
+_BROWSER_TYPES = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "BMP": "image/bmp",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+}
 _EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 _decoding = threading.BoundedSemaphore(DECODERS)
@@ -31,21 +36,21 @@ class Picture:
 
 
 def as_shown(data: bytes, where: str) -> Picture:
-    """The file itself where a browser shows it as the detector sees it, else a PNG of 8-bit RGB.
+    """Return the file itself where a browser shows the pixels that the detector sees, else a PNG of 8-bit RGB.
 
     Raises:
         UserError: it is no image.
     """
     with _decoding:
         image = open_image(data, where)
-        kind = _SHOWN_AS_THEY_ARE.get(image.format or "")
-        if kind is not None and image.mode in _EIGHT_BIT:
+        kind = _BROWSER_TYPES.get(image.format or "")
+        if kind is not None and image.mode in _EIGHT_BIT and not is_turned_by_viewers(image):
             return Picture(data, kind)
         return _encoded(to_rgb(image, where), "PNG")
 
 
 def thumbnail(data: bytes, where: str) -> Picture:
-    """A JPEG of at most THUMBNAIL px.
+    """Return a JPEG of at most THUMBNAIL px.
 
     Raises:
         UserError: it is no image.
@@ -59,7 +64,7 @@ def thumbnail(data: bytes, where: str) -> Picture:
 
 
 def heat(levels: np.ndarray, side: int | None = None) -> Picture:
-    """A map on the normalised scale as a PNG that is transparent where nothing is hot, at most `side` px."""
+    """Return a map on the normalised scale as a PNG, transparent where nothing is hot, of at most `side` px."""
     if side is not None:
         small = Image.fromarray(levels)
         small.thumbnail((side, side), Image.Resampling.BOX)
@@ -68,13 +73,11 @@ def heat(levels: np.ndarray, side: int | None = None) -> Picture:
 
 
 def _encoded(image: Image.Image, form: str, **options: object) -> Picture:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return Picture(buffer.getvalue(), f"image/{form.lower()}")
+    return Picture(encoded(image, form, **options), f"image/{form.lower()}")
 
 
 class Cache:
-    """The pictures that were asked for last, up to `limit` bytes."""
+    """Keeps the pictures that were asked for last, up to `limit` bytes."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""The page and its pictures over HTTP, for this machine only.
+"""Serve the page and its pictures over HTTP, to this machine only.
 
 It listens on 127.0.0.1 and answers only to that name and localhost, so that a web page that points a name of its own at
 this address (DNS rebinding) gets nothing.
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 from fmad_dist.view.pictures import SMALL_HEAT, Cache, Picture, as_shown, heat, thumbnail
 from fmad_dist.view.results import ScoredImages, page_data
 
@@ -33,7 +33,7 @@ _HEADERS = {
 
 
 def make_app(results: ScoredImages) -> Starlette:
-    """The page about `results`. Pictures are kept by the browser, under URLs that no other start of the page has."""
+    """Make the web application. Browsers may cache pictures, because their URLs are of this start of the page alone."""
     cache = Cache()
     page = {path.name: path.read_bytes() for path in files("fmad_dist.view").joinpath("page").iterdir()}
     data = json.dumps({"start": secrets.token_hex(4), **page_data(results)}, allow_nan=False).encode()

@@ -68,14 +68,14 @@ def test_banks_per_class_are_told_the_class_and_pooled_ones_do_not_listen() -> N
     x = features(3, 8)
     per_class = BankScorer([MemoryBank(one) for one in kept], Patches(), per_class=True)
     single = [BankScorer([MemoryBank(one)], Patches())(no_field, x, range(3)) for one in kept]
-    found = per_class.told([1, 0, 1])(no_field, x, range(3))
+    found = per_class.for_classes([1, 0, 1])(no_field, x, range(3))
     assert torch.equal(found, torch.stack([single[1][0], single[0][1], single[1][2]]))
     with pytest.raises(AssertionError):
         per_class(no_field, x, range(3))
     pooled = BankScorer([MemoryBank(torch.cat(kept))], Patches())
-    assert pooled.told([1, 0, 1]) is pooled
+    assert pooled.for_classes([1, 0, 1]) is pooled
     torch.testing.assert_close(pooled(no_field, x, range(3)), torch.minimum(*single))
-    one_class = BankScorer([MemoryBank(kept[0])], Patches(), per_class=True).told([0, 0, 0])
+    one_class = BankScorer([MemoryBank(kept[0])], Patches(), per_class=True).for_classes([0, 0, 0])
     assert torch.equal(one_class(no_field, x, range(3)), single[0])
 
 

@@ -3,10 +3,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from official_trees import Converted, convert_fixture
-from small_trees import SIDE, make_tree
 
-from data_tools.sharder import Conversion
+from data_tools.conversion.convert import Conversion
+from tests.data_tools.official_trees import Converted, convert_fixture
+from tests.data_tools.small_trees import SIDE, make_tree
 
 Options = Callable[..., Conversion]
 

@@ -10,8 +10,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from data_tools.conversion.convert import Conversion, ConversionReport, convert
 from data_tools.fixtures import write_fixture
-from data_tools.sharder import Conversion, ConversionReport, convert
 from fmad_dist.storage import Store
 from fmad_dist.stream.dataset import Dataset, Sample, Span, load_dataset
 
@@ -63,7 +63,9 @@ class Converted:
 def convert_fixture(folder: Path, layout: str, tree: str) -> Converted:
     source = write_fixture(layout, folder / "fixture")[tree]
     facts = json.loads((folder / "fixture" / "expected.json").read_text(encoding="utf-8"))["trees"][tree]
-    options = Conversion(layout, "tiny", source, str(folder / "out"), size=SIZE, num_workers=1)
+    options = Conversion(
+        layout=layout, dataset="tiny", source=source, out=str(folder / "out"), size=SIZE, num_workers=1
+    )
     return Converted(source, facts, options, convert(options))
 
 

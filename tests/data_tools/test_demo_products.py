@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from data_tools import demo_products
-from data_tools.demo.product import photograph, shows
+from data_tools.conversion.convert import Conversion, convert
+from data_tools.demo.product import is_visible, photograph
 from data_tools.demo_products import PRODUCTS, _defective, make_demo_tree
 from data_tools.lint import lint
-from data_tools.sharder import Conversion, convert
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 
-CASES = [(product, flaw) for product in PRODUCTS for flaw in sorted(product.flaws)]
+CASES = [(product, defect) for product in PRODUCTS for defect in product.defects]
 
 
 @pytest.fixture
@@ -39,25 +39,27 @@ def test_same_seed_same_bytes(small, tmp_path):
 def test_demo_tree_converts_and_lints_clean(small, tmp_path):
     make_demo_tree(tmp_path / "tree", size=96)
     out = str(tmp_path / "out")
-    manifest = convert(Conversion("mvtec", "demo", tmp_path / "tree", out, size=96, num_workers=1)).manifest
+    manifest = convert(
+        Conversion(layout="mvtec", dataset="demo", source=tmp_path / "tree", out=out, size=96, num_workers=1)
+    ).manifest
     assert manifest.licence.startswith("CC0")
     assert lint(out).findings == ()
 
 
-@pytest.mark.parametrize(("product", "flaw"), CASES, ids=lambda value: getattr(value, "name", value))
-def test_masks_are_exact_and_defects_visible_but_bounded(product, flaw):
+@pytest.mark.parametrize(("product", "defect"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_masks_are_exact_and_defects_visible_but_bounded(product, defect):
     for number in range(3):
-        flawed, mask = _defective(product, 256, (0, 2, number), flaw)
-        normal = nearest_normal(product, flawed, number)
-        assert np.array_equal(normal[~mask], flawed[~mask])
-        assert (normal != flawed).reshape(256, 256, -1).any(axis=-1)[mask].all()
+        defective, mask = _defective(product, 256, (0, 2, number), defect)
+        normal = nearest_normal(product, defective, number)
+        assert np.array_equal(normal[~mask], defective[~mask])
+        assert (normal != defective).reshape(256, 256, -1).any(axis=-1)[mask].all()
         assert 26 <= mask.sum() <= 0.12 * mask.size
 
 
-def nearest_normal(product, flawed: np.ndarray, number: int) -> np.ndarray:
+def nearest_normal(product, defective: np.ndarray, number: int) -> np.ndarray:
     """The defect-free photograph of the same specimen, whichever attempt it was."""
     twins = [photograph(product, 256, (0, 2, number, attempt), held_out=True) for attempt in range(3)]
-    return min(twins, key=lambda twin: np.count_nonzero(twin != flawed))
+    return min(twins, key=lambda twin: np.count_nonzero(twin != defective))
 
 
 def test_a_defect_that_does_not_show_is_told():
@@ -65,17 +67,17 @@ def test_a_defect_that_does_not_show_is_told():
     faint, clear = normal.copy(), normal.copy()
     faint[:50] += 9
     clear[0, :4] += 10
-    assert not shows(normal, faint)
-    assert shows(normal, clear)
+    assert not is_visible(normal, faint)
+    assert is_visible(normal, clear)
 
 
 def test_saved_masks_are_those_of_the_rendering(small, tmp_path):
     make_demo_tree(tmp_path / "tree", size=96)
     for product in PRODUCTS:
-        flaw = min(product.flaws)
-        flawed, mask = _defective(product, 96, (0, 2, 0), flaw)
-        assert np.array_equal(read(tmp_path / "tree" / product.name / "test" / flaw / "000.png"), flawed)
-        saved = read(tmp_path / "tree" / product.name / "ground_truth" / flaw / "000_mask.png")
+        defect = product.defects[0]
+        defective, mask = _defective(product, 96, (0, 2, 0), defect)
+        assert np.array_equal(read(tmp_path / "tree" / product.name / "test" / defect / "000.png"), defective)
+        saved = read(tmp_path / "tree" / product.name / "ground_truth" / defect / "000_mask.png")
         assert np.array_equal(saved, mask * 255)
 
 

@@ -6,17 +6,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from small_trees import noise, save
-from test_resume_conversion import SHARD_MB, Killed, Saboteur
 from typer.testing import CliRunner
 
-from data_tools.cli import app
-from data_tools.garbage import collect
+from data_tools.conversion.convert import convert
+from data_tools.garbage import collect, parse_age
 from data_tools.lint import lint
-from data_tools.overview import parse_age
-from data_tools.sharder import convert
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.cli.data import app
 from fmad_dist.storage import Store
+from tests.data_tools.conversion.test_records import SHARD_MB, Killed, Saboteur
+from tests.data_tools.small_trees import noise, save
 
 
 def age(folder: Path, hours: float) -> None:
@@ -32,6 +31,8 @@ def test_replaced_shards_go_when_they_are_old(options, tree, tmp_path):
     save(tree / "bolt/train/good/000.png", noise(999))
     new = convert(options()).manifest
     gone = {shard.name for shard in old.shards} - {shard.name for shard in new.shards} | {old.index.name}
+    assert collect(str(out), timedelta(hours=24)).removed == ()  # read until now, however old they are
+    age(out, 30)
     assert {found.where for found in lint(str(out)).findings} == gone
     planned = collect(str(out), timedelta(hours=24), dry_run=True)
     assert {entry.name for entry in planned.removed} == gone

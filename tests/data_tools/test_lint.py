@@ -5,14 +5,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_trees import noise, save
 from typer.testing import CliRunner
 
-from data_tools.cli import app
+from data_tools.conversion.convert import convert
 from data_tools.lint import lint
-from data_tools.sharder import convert
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.cli.data import app
 from fmad_dist.stream.dataset import Dataset, load_dataset
+from tests.data_tools.small_trees import noise, save, spot
 
 
 @pytest.fixture
@@ -119,3 +119,16 @@ def test_ids_that_the_manifest_does_not_explain(converted, monkeypatch, layout, 
     other = Dataset(dataset.url, dataset.manifest.model_copy(update=changes), dataset.table)
     monkeypatch.setattr("data_tools.lint.load_dataset", lambda url: other)
     assert message in messages(Path(dataset.url), "error")
+
+
+def test_doubtful_files_are_warnings(options, tree):
+    save(tree / "bolt/ground_truth/hole/000_mask.png", 255 - spot())
+    save(tree / "odd/train/good/12bit.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
+    for rendition, expected in (("resized", 1), ("both", 2)):
+        out = f"{options().out}-{rendition}"
+        convert(options(out=out, rendition=rendition))
+        report = lint(out)
+        assert report.num_errors == 0
+        said = [finding.message for finding in report.findings if finding.level == "warning"]
+        assert len(said) == expected
+        assert said[0].startswith("1 mask marking more than half of the picture")

@@ -1,8 +1,9 @@
 """Maps of an evaluation as files: every image's once, whoever scored it and however often it was killed."""
 
+import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,21 +15,24 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_tools.conversion.convert import Conversion, convert
 from data_tools.fixtures import write_fixture
-from data_tools.sharder import Conversion, convert
-from fmad_dist import shares
-from fmad_dist.detector import Detections, Detector
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation import evaluator
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.protocol import Protocol, named_protocol
+from fmad_dist.detector.detector import Detections, Detector
+from fmad_dist.evaluation import labelled_images
+from fmad_dist.evaluation.evaluate import EvaluationJob, EvaluationOptions, merged_state
+from fmad_dist.evaluation.labelled_images import LabelledImages, scored_images, shards_of_test_split
 from fmad_dist.evaluation.map_files import INDEX, ROUNDING, MapFiles, stored_map
-from fmad_dist.evaluation.partial import PartialStates
-from fmad_dist.evaluation.protocol import Protocol, named_protocol
-from fmad_dist.evaluation.state import EvaluationState
+from fmad_dist.jobs import scoring
+from fmad_dist.jobs.partial import PartialResults
+from fmad_dist.jobs.scoring import score_shards
+from fmad_dist.metrics.state import EvaluationState
+from fmad_dist.metrics.wire import decode_state, encode_state
 from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.world import World
 
-CPU = torch.device("cpu")
 MakeDetector = Callable[..., Detector]
 PROTOCOL = Protocol(map_size=32)  # of the detector
 
@@ -38,27 +42,47 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
     """Eleven test images of three sizes, none of them square."""
     root = tmp_path_factory.mktemp("loco")
     tree = write_fixture("loco", root / "tree")["official"]
-    convert(Conversion("loco", "loco", tree, str(root / "data"), size=64, num_workers=1))
+    convert(Conversion(layout="loco", dataset="loco", source=tree, out=str(root / "data"), size=64, num_workers=1))
     return Mixture.load([str(root / "data")])
 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six batches in three shards."""
-    monkeypatch.setattr(evaluator, "BATCH", 2)
-    monkeypatch.setattr(shares, "MAX_SHARDS", 4)
+    monkeypatch.setattr(labelled_images, "BATCH", 2)
+    monkeypatch.setattr(scoring, "MAX_SHARDS", 4)
 
 
 @pytest.fixture(scope="module")
-def detector(make_detector: MakeDetector) -> Detector:
-    return make_detector((1.0, 2.0))
+def detector(make_detector: MakeDetector, mixture: Mixture) -> Detector:
+    """Also in the folder `model` beside the data."""
+    detector = make_detector((1.0, 2.0))
+    detector.save(Path(mixture.datasets[0].url).with_name("model"))
+    return detector
+
+
+def score(
+    detector: Detector,
+    mixture: Mixture,
+    files: MapFiles,
+    world: World | None = None,
+    partial: PartialResults | None = None,
+    done: Collection[int] = (),
+    **options: str,
+) -> EvaluationState:
+    """What a rank finds in its shards of those that are not done."""
+    url, rank = mixture.datasets[0].url, world or World()
+    job = EvaluationJob(EvaluationOptions(str(Path(url).with_name("model")), (url,), "nowhere", **options))  # type: ignore[arg-type]
+    job.detector, job.files = detector, files
+    numbers = scoring.deal(len(job.shards), frozenset(done), rank.rank, rank.size)
+    score_shards(job, numbers, rank, partial)
+    return job.state
 
 
 def evaluate(detector: Detector, mixture: Mixture, out: Path, num_ranks: int) -> None:
     """All ranks one after the other, and the index at the end."""
     for rank in range(num_ranks):
-        files = files_at(out)
-        evaluator.evaluate_share(detector, mixture, World(rank, num_ranks), CPU, 0, files=files)
+        score(detector, mixture, files_at(out), World(rank, num_ranks))
     write_index(files_at(out), mixture)
 
 
@@ -67,8 +91,9 @@ def files_at(out: Path) -> MapFiles:
 
 
 def write_index(files: MapFiles, mixture: Mixture) -> None:
-    shards = [mixture.sample_ids(np.concatenate(shard)) for shard in evaluator.test_shards(mixture)]
-    files.write_index(shards, "some model")
+    files.write_index(
+        [mixture.sample_ids(np.concatenate(shard)) for shard in shards_of_test_split(mixture)], "some model"
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,8 +110,9 @@ def read_tars(out: Path) -> list[dict]:
 def expected(detector: Detector, mixture: Mixture) -> dict[str, tuple[float, np.ndarray]]:
     """Score and map of every test image."""
     found = {}
-    for batch in evaluator.own_test_batches(detector, mixture, World(), 0, "test"):
-        for scored in evaluator.scored_images(mixture, batch, detector(batch.images)):
+    images = LabelledImages(mixture, detector.image_size, PROTOCOL.map_size)
+    for batch in images.read([batch for shard in shards_of_test_split(mixture) for batch in shard]):
+        for scored in scored_images(mixture, batch, detector(batch.images)):
             found[scored.sample_id] = (scored.image_score, scored.anomaly_map)
     return found
 
@@ -113,11 +139,11 @@ def test_tars_hold_every_map_once(detector: Detector, mixture: Mixture, tmp_path
     assert [shard["first"] for shard in index["shards"]] == sorted(wanted)[::4]
 
 
-def test_scores_that_are_not_final_are_left_out(mixture: Mixture, make_detector: MakeDetector, tmp_path: Path) -> None:
+def test_scores_that_are_not_final_are_left_out(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
     """A range alone, beside scores.csv with range and sum, would be another score of the same name."""
-    detector = make_detector((1.0, 2.0)).with_protocol(named_protocol("flowad"))
-    files = MapFiles(str(tmp_path), None, "0123", detector.spec.protocol)
-    evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
+    other = copy.deepcopy(detector).with_protocol(named_protocol("flowad"))
+    files = MapFiles(str(tmp_path), None, "0123", other.spec.protocol)
+    score(other, mixture, files, protocol="flowad")
     write_index(files, mixture)
     samples = webdataset.WebDataset([str(path) for path in tmp_path.glob("*.tar")], shardshuffle=False).decode()
     assert all(set(sample["json"]) == {"sample_id", "class", "label", "defect_type"} for sample in samples)
@@ -160,9 +186,6 @@ class DiesAfter(Detector):
         torch.nn.Module.__init__(self)
         self.inner, self.spec, self.left = detector, detector.spec, num_batches
 
-    def place(self, device: torch.device, compiled: bool = False) -> Detector:
-        return self
-
     def features(self, images: torch.Tensor) -> torch.Tensor:
         if self.left == 0:
             raise Killed
@@ -180,24 +203,27 @@ def test_after_a_kill_every_map_is_there_once(
     """Rank 0 (shards 0 and 2) and rank 1 (shard 1) die after some batches of two each; three others go on."""
     out = tmp_path / "killed"
     for rank in range(2):
-        partial, files = PartialStates(out, "key", rank, 0.0), files_at(out)
-        dying, world = DiesAfter(detector, max(0, num_batches - rank)), World(rank, 2)
+        files, dying = files_at(out), DiesAfter(detector, max(0, num_batches - rank))
         with pytest.raises(Killed) if num_batches < 3 or rank == 0 else nullcontext():
-            evaluator.evaluate_share(dying, mixture, world, CPU, 0, partial=partial, files=files)
+            score(dying, mixture, files, World(rank, 2), parts_at(out, rank))
         files.wait()
-    protocol = detector.spec.protocol
     files_at(out).prepare()
-    state = PartialStates(out, "key", 0, 0.0).collect(protocol)
-    done = state.sample_ids
-    assert len(done) == num_done
+    protocol = detector.spec.protocol
+    earlier = parts_at(out).collect(lambda parts: encode_state(merged_state(parts, protocol)))
+    state = decode_state(earlier.data)
+    assert len(state.sample_ids) == num_done
     for rank in range(3):
-        state.merge(evaluator.evaluate_share(detector, mixture, World(rank, 3), CPU, 0, done, files=files_at(out)))
+        state.merge(score(detector, mixture, files_at(out), World(rank, 3), parts_at(out, rank), earlier.shards))
     write_index(files_at(out), mixture)
     evaluate(detector, mixture, tmp_path / "whole", 1)
     for folder in ("maps", "tiff"):
         assert contents(out / folder) == contents(tmp_path / "whole" / folder)
-    whole: EvaluationState = evaluator.evaluate_share(detector, mixture, World(), CPU, 0)
-    assert state.to_bytes() == whole.to_bytes()
+    whole = score(detector, mixture, MapFiles(None, None, "0123", PROTOCOL))
+    assert encode_state(state) == encode_state(whole)
+
+
+def parts_at(out: Path, rank: int = 0) -> PartialResults:
+    return PartialResults(Store(out / "partial"), "key", rank, 0.0)
 
 
 def test_maps_that_float16_would_damage_stay_float32() -> None:
@@ -237,7 +263,7 @@ def test_other_files_among_the_maps_are_refused(detector: Detector, mixture: Mix
 
 def test_missing_tars_are_told(detector: Detector, mixture: Mixture, tmp_path: Path) -> None:
     """A local folder of one node, while another node has the other half."""
-    evaluator.evaluate_share(detector, mixture, World(0, 2), CPU, 0, files=files_at(tmp_path))
+    score(detector, mixture, files_at(tmp_path), World(0, 2))
     with pytest.raises(
         UserError, match=r"000001\.tar: one of 1 tars of maps that are missing; --maps must be a storage"
     ):
@@ -255,7 +281,7 @@ def test_maps_on_object_storage(detector: Detector, mixture: Mixture, tmp_path: 
     evaluate(detector, mixture, tmp_path, 1)
     files = MapFiles(f"{moto_bucket}/maps", f"{moto_bucket}/tiff", "0123", PROTOCOL)
     files.prepare()
-    evaluator.evaluate_share(detector, mixture, World(), CPU, 0, files=files)
+    score(detector, mixture, files)
     write_index(files, mixture)
     store = Store(moto_bucket)
     assert {name: store.read(name) for name in store.list()} == contents(tmp_path)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import fmad_dist
-from fmad_dist import code_version as module
-from fmad_dist.code_version import code_version
-from fmad_dist.detector import Detector
+from fmad_dist.base import version as module
+from fmad_dist.base.version import code_version
+from fmad_dist.detector.detector import Detector
 from fmad_dist.evaluation.provenance import configuration, provenance
 from fmad_dist.stream.mixture import Mixture
 

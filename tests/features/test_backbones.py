@@ -1,3 +1,5 @@
+"""Backbones: the features they give, the weights they take, and what is refused."""
+
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 from fmad_dist.features.backbones import Backbone, FeatureSpec, load_backbone, to_grid
-from fmad_dist.features.folding import folded
 
 SIDE = 64
 LITE = FeatureSpec("tf_efficientnet_lite0", (1, 2), 4, SIDE)
@@ -51,50 +52,13 @@ def test_features_are_those_of_timm(backbone: Backbone) -> None:
     torch.testing.assert_close(backbone(images(2)).float(), expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "resnet18", "regnety_002"])
-def test_folded_batch_norms_change_nothing(name: str) -> None:
-    """Statistics as of no training, so that a norm left out or folded twice would show; float64, so that rounding does
-    not (SiLU and squeeze-and-excitation of random weights blow it up a millionfold)."""
-    torch.manual_seed(0)
-    net = timm.create_model(name, features_only=True).eval().double()
-    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.running_mean, -1, 1)
-        nn.init.uniform_(norm.running_var, 0.5, 2)
-        nn.init.uniform_(norm.weight, 0.5, 2)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    quick = folded(net)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
-    with torch.inference_mode():
-        inputs = images(2).double() / 127.5 - 1
-        pairs = zip(net(inputs), quick(inputs), strict=True)
-    assert all((ours - theirs).norm() < 1e-7 * theirs.norm() for theirs, ours in pairs)
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
 def test_other_weights_are_folded_anew(backbone: Backbone) -> None:
     other = Backbone(LITE)
     assert not torch.equal(other(images(1)), backbone(images(1)))
     other.load_state_dict(backbone.state_dict())
     assert torch.equal(other(images(1)), backbone(images(1)))
     assert other.half().mean.dtype == torch.float16
-    assert other._quick == []
-
-
-class Branching(nn.Module):
-    """What torch.fx cannot follow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x)) if x.sum() > 0 else x
-
-
-def test_a_network_that_cannot_be_followed_runs_as_it_is() -> None:
-    net = Branching().eval()
-    assert folded(net) is net
+    assert other._folded == []
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 17])

@@ -14,7 +14,7 @@ def features(count: int = 6, channels: int = 5, grid: int = 4) -> torch.Tensor:
 
 def fitted(x: torch.Tensor) -> Whitening:
     whitening = Whitening(x.shape[1])
-    whitening.set_moments(image_moments(x), x.shape[2] * x.shape[3])
+    whitening.set_moments(image_moments(x).sum(axis=0), x[:, 0].numel())
     return whitening
 
 

@@ -4,9 +4,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.flow.fields import Field
-from fmad_dist.flow.objective import FlowMatching
 from fmad_dist.flow.paths import PATHS, AffinePath
 
 
@@ -39,23 +36,17 @@ def test_the_diffusion_is_the_limit_of_the_usual_thousand_betas() -> None:
         assert alpha == pytest.approx(np.sqrt(np.prod(1 - betas[:step])), rel=0.06)
 
 
-def test_both_directions_are_one_field() -> None:
-    """v_rev(x, t) = -v_fwd(x, 1 - t): a reversed network that knows the forward field gives it back."""
-
-    class Reversed(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return -(x * (1 - t).view(-1, 1, 1, 1) + 3.0)
-
-    x, t = torch.randn(3, 2, 2, 2), torch.tensor([0.25, 0.5, 0.75])
-    torch.testing.assert_close(Field(Reversed(), PATHS["reversed"])(x, t), x * t.view(-1, 1, 1, 1) + 3.0)
+def test_the_path_by_hand() -> None:
+    x, noise = torch.full((3, 1, 1, 1), 4.0), torch.full((3, 1, 1, 1), -2.0)
+    sample = PATHS["forward"].sample(x, noise, torch.tensor([0.0, 0.25, 1.0]))
+    assert sample.x_t.flatten().tolist() == [-2.0, -0.5, 4.0]
+    assert sample.target.flatten().tolist() == [6.0] * 3
+    assert sample.t.tolist() == [0.0, 0.25, 1.0]
 
 
-def test_logit_normal_times() -> None:
-    config = ObjectiveConfig(times="logit_normal", time_mean=0.5, time_std=0.7)
-    times = FlowMatching(config, 3).times(range(4000))
-    logits = torch.logit(times)
-    assert times.min() > 0
-    assert times.max() < 1
-    assert logits.mean().item() == pytest.approx(0.5, abs=0.04)
-    assert logits.std().item() == pytest.approx(0.7, abs=0.04)
-    assert torch.equal(times[7:9], FlowMatching(config, 3).times([7, 8]))
+def test_the_targets_integral_leads_from_noise_to_data() -> None:
+    x, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    path = PATHS["forward"]
+    early, late = path.sample(x, noise, torch.tensor([0.2, 0.5])), path.sample(x, noise, torch.tensor([0.9, 0.6]))
+    gap = (late.t - early.t).view(2, 1, 1, 1)
+    torch.testing.assert_close(early.x_t + gap * early.target, late.x_t)

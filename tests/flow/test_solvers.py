@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, SolverName, integrate
+from fmad_dist.flow.paths import PATHS
+from fmad_dist.flow.solvers import EVALUATIONS_PER_STEP, Field, SolverName, integrate
 
 SOLVERS: list[SolverName] = ["euler", "midpoint", "heun"]
 SECOND_ORDER: list[SolverName] = ["midpoint", "heun"]
@@ -115,3 +116,14 @@ def test_the_gaussian_field_carries_noise_to_data_and_back(scale: float, solver:
     data = integrate(field, noise, 0.0, 1.0, 400, solver)
     torch.testing.assert_close(data, scale * noise, rtol=1e-3, atol=0)
     torch.testing.assert_close(integrate(field, data, 1.0, 0.0, 400, solver), noise, rtol=1e-3, atol=0)
+
+
+def test_both_directions_are_one_field() -> None:
+    """v_rev(x, t) = -v_fwd(x, 1 - t): a reversed network that knows the forward field gives it back."""
+
+    class Reversed(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return -(x * (1 - t).view(-1, 1, 1, 1) + 3.0)
+
+    x, t = torch.randn(3, 2, 2, 2), torch.tensor([0.25, 0.5, 0.75])
+    torch.testing.assert_close(Field(Reversed(), PATHS["reversed"])(x, t), x * t.view(-1, 1, 1, 1) + 3.0)

@@ -1,12 +1,16 @@
-"""A run directory whose training has just begun."""
+"""A run directory whose training has just begun, and the data of a training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fmad_dist.config import RunConfig, TrainConfig
-from fmad_dist.config_files import dump_config
+from fmad_dist.config.files import dump_config
+from fmad_dist.config.run import RunConfig, TrainConfig
+from fmad_dist.stream.image_source import ImageSource
+from fmad_dist.stream.mixture import Mixture, split_normals
 from fmad_dist.training.checkpoint import Checkpoints
+from tests.support.scored_images import few_draws, make_scored  # noqa: F401  # fixtures
 
 
 @pytest.fixture
@@ -21,3 +25,9 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def checkpoints(run: Path) -> Checkpoints:
     return Checkpoints(str(run / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def data(tiny_mixture: Mixture) -> SimpleNamespace:
+    split = split_normals(tiny_mixture, 0.4)
+    return SimpleNamespace(mixture=tiny_mixture, split=split, images=ImageSource(tiny_mixture, 64))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import ObjectiveConfig
 from fmad_dist.follow import watch as watch_module
 from fmad_dist.follow.watch import Arrival, Ended, Watch
 from fmad_dist.networks.dit import DiTSpec
@@ -19,7 +19,7 @@ from fmad_dist.training.checkpoint_reader import read_averages
 from fmad_dist.training.checkpoint_writer import collect_parts, upload_parts
 
 NETWORK = asdict(DiTSpec(channels=8, grid=4, width=32, depth=2, heads=2))
-STATE = TrainState(0, 0, "p", NETWORK, ObjectiveConfig().model_dump(mode="json"), (0.5, 2.0), None, {"name": "x"})
+STATE = TrainState(0, 0, "p", NETWORK, ObjectiveConfig().model_dump(mode="json"), (0.5, 2.0), None, {"name": "x"}, 0)
 FOREVER = 1e9
 
 
@@ -147,14 +147,15 @@ def test_a_storage_that_is_away_is_waited_for(
     assert step_of(watch.look()) == 10
 
 
-def test_it_ends_with_the_training_and_not_before_the_detector(run: Path, checkpoints: Checkpoints) -> None:
+def test_it_ends_with_the_training_and_not_before_the_detector(
+    run: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(checkpoints, 30)
     watch = watching(run)
     assert step_of(watch.look()) == 30
     watch.settle(30)
     assert watch.look() is None
-    (run / "detector").mkdir()
-    (run / "detector" / "detector.json").write_text("{}")
+    monkeypatch.setattr(watch_module, "what_lacks", lambda run, config: None)
     assert watch.look() == Ended("the training is complete")
 
 

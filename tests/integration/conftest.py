@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from jobs import Job, convert_tree, make_product_tree, train
+
+from tests.integration.jobs import Job, convert_tree, make_product_tree, train
 
 
 @pytest.fixture(scope="session")

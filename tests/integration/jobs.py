@@ -14,8 +14,9 @@ import psutil
 import yaml
 from PIL import Image, ImageDraw
 
-from data_tools.sharder import Conversion, convert
+from data_tools.conversion.convert import Conversion, convert
 
+LAUNCHER = Path(__file__).parents[2] / "launcher"
 SIDE = 64
 LAUNCH_SECONDS = 420  # a launch imports torch and DeepSpeed in every process; a busy machine needs its time
 
@@ -39,7 +40,7 @@ def make_product_tree(root: Path, seed: int = 0) -> Path:
 
 
 def convert_tree(tree: Path, out: Path) -> str:
-    convert(Conversion("mvtec", "tiny", tree, str(out), size=SIDE, num_workers=1))
+    convert(Conversion(layout="mvtec", dataset="tiny", source=tree, out=str(out), size=SIDE, num_workers=1))
     return str(out)
 
 
@@ -100,6 +101,19 @@ def fmad(*arguments: str, check: bool = True, **environment: str) -> subprocess.
     if check:
         assert done.returncode == 0, f"fmad {' '.join(arguments)}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def launched(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` of a script on two processes of a machine, which are its only ranks."""
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER / "accelerate" / "cpu.yaml")]
+    return subprocess.run(
+        [sys.executable, *launch, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LAUNCH_SECONDS,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", **environment},
+        check=False,
+    )
 
 
 def train(job: Job, name: str, processes: int, *overrides: str, **environment: str) -> None:

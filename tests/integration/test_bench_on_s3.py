@@ -15,14 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from jobs import LAUNCH_SECONDS, SIDE, fmad
 from safetensors.numpy import load_file
 
+from data_tools.conversion.convert import Conversion, convert
 from data_tools.fixtures import write_fixture
-from data_tools.sharder import Conversion, convert
-from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
-from fmad_dist.evaluation.summary import COLUMNS
-from fmad_dist.world import World
+from fmad_dist.base.world import World
+from fmad_dist.evaluation.evaluate import EvaluationOptions, run_evaluation
+from fmad_dist.metrics.results import METRIC_NAMES
+from tests.integration.jobs import LAUNCH_SECONDS, SIDE, fmad
 
 pytestmark = pytest.mark.slow
 LAYOUTS = {"mvtec_ad": "mvtec", "visa": "visa", "mvtec_loco": "loco", "mvtec_3d": "mvtec3d", "mpdd": "mpdd"}
@@ -35,7 +35,7 @@ def convert_fixtures(root: Path, bucket: str) -> dict[str, str]:
     for dataset, layout in LAYOUTS.items():
         trees = write_fixture(layout, root / layout)
         source = trees.get("official") or next(iter(trees.values()))
-        convert(Conversion(layout, dataset, source, urls[dataset], size=SIDE, num_workers=1))
+        convert(Conversion(layout=layout, dataset=dataset, source=source, out=urls[dataset], size=SIDE, num_workers=1))
     return urls
 
 
@@ -59,7 +59,7 @@ def write_config(root: Path, bucket: str, urls: dict[str, str]) -> Path:
 def start_and_kill(config: Path, ready: Callable[[], bool], output: Path) -> str:
     """Start the bench in a process group of its own and kill the whole group as soon as it is `ready`. Its ranks,
     which have groups of their own, must end too. Returns what it printed."""
-    words = ["bench", "--config", str(config), "--processes", "3", "--save-every", "0"]
+    words = ["bench", "run", "--config", str(config), "--processes", "3", "--save-every", "0"]
     with open(output, "w") as file:
         command = [sys.executable, "-m", "fmad_dist.cli", *words]
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
@@ -112,13 +112,13 @@ def check_page(page: str, results: dict) -> None:
         own = {name: values for name, values in results["classes"].items() if name.startswith(f"{dataset}/")}
         wanted += [("class", name.split("/", 1)[1], values) for name, values in own.items()]
     for (kind, cells), (wanted_kind, name, values) in zip(rows, wanted, strict=False):
-        numbers = ["–" if values[metric] is None else f"{100 * values[metric]:.1f}" for metric in COLUMNS]
-        assert (kind, cells[0], cells[2 : 2 + len(COLUMNS)]) == (wanted_kind, name, numbers)
+        numbers = ["–" if values[metric] is None else f"{100 * values[metric]:.1f}" for metric in METRIC_NAMES]
+        assert (kind, cells[0], cells[2 : 2 + len(METRIC_NAMES)]) == (wanted_kind, name, numbers)
     assert len(rows) >= len(wanted)
 
 
 def known(values: dict) -> dict:
-    return {metric: values[metric] for metric in COLUMNS if values[metric] is not None}
+    return {metric: values[metric] for metric in METRIC_NAMES if values[metric] is not None}
 
 
 def test_five_benchmarks_on_s3_survive_the_death_of_everything(bucket: str, tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_five_benchmarks_on_s3_survive_the_death_of_everything(bucket: str, tmp_
 
     start_and_kill(config, lambda: steps_done() >= 7, tmp_path / "first.log")
     assert not list(out.glob("runs/*/detector"))
-    scored = lambda: bool(list(out.glob("evaluations/all/partial/*/rank-00001-*.state")))  # noqa: E731
+    scored = lambda: bool(list(out.glob("evaluations/all/partial/rank-00001-*.part")))  # noqa: E731
     second = start_and_kill(config, scored, tmp_path / "second.log")
     resumed = re.search(r"resumed (all-\w+) at step (\d+) from", second)
     assert resumed is not None, second
     assert 2 <= int(resumed[2]) < STEPS
     assert not (out / "evaluations/all/results.json").exists()
-    third = fmad("bench", "--config", str(config), "--processes", "3").stdout
+    third = fmad("bench", "run", "--config", str(config), "--processes", "3").stdout
     assert f"[1/3] all: train: done already ({STEPS} steps" in third
     assert re.search(r"\d+ images were scored before", third)
 
@@ -147,7 +147,8 @@ def test_five_benchmarks_on_s3_survive_the_death_of_everything(bucket: str, tmp_
     found = load_file(out / f"runs/{run}/detector/weights.safetensors")
     assert all(np.array_equal(found[name], tensor) for name, tensor in undisturbed.items())
     urls = [f"{bucket}/{name}" for name in LAYOUTS]
-    run_evaluation(EvaluationOptions(str(out / "runs/undisturbed"), "x", urls, tmp_path / "whole"), World())
+    whole = EvaluationOptions(str(out / "runs/undisturbed"), tuple(urls), str(tmp_path / "whole"))
+    run_evaluation(whole, World())
     for name in ("results.json", "scores.csv", "state.safetensors"):
         assert (out / "evaluations/all" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import Job
 
 from fmad_dist import cli
-from fmad_dist.tracking.runs import connect
+from fmad_dist.tracking.server import connect
+from tests.integration.jobs import Job
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -47,9 +47,7 @@ def test_evaluate_and_predict_name_what_is_missing(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    assert "no detector here" in say(
-        capsys, "evaluate", "--model", str(tmp_path), "--manifest", job.manifest, "--out", out
-    )
+    assert "no detector here" in say(capsys, "evaluate", "--model", str(tmp_path), "--data", job.manifest, "--out", out)
     assert "no detector here" in say(capsys, "predict", "--model", "nothing", "--source", out, "--out", out)
 
 
@@ -89,7 +87,7 @@ def test_reading_a_registry_never_makes_one(
 @pytest.mark.parametrize("option", ["--processes", "--workers"])
 def test_numbers_of_processes_are_not_negative(capsys: pytest.CaptureFixture[str], option: str) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["evaluate", "--model", "m", "--manifest", "d", "--out", "o", option, "-1"])
+        cli.main(["evaluate", "--model", "m", "--data", "d", "--out", "o", option, "-1"])
     assert stopped.value.code == 2
     assert f"Invalid value for '{option}'" in capsys.readouterr().err
 

@@ -8,12 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from data_trees import make_plain_tree
 
 from data_tools.garbage import collect
 from data_tools.lint import lint
 from fmad_dist.storage import Store
 from fmad_dist.stream.manifest import load_manifest
+from tests.integration.data_trees import make_plain_tree
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -23,7 +23,7 @@ def conversion(tree: Path, out: str, *more: str) -> list[str]:
     """The command of a conversion with two images in a shard."""
     words = ["data", "convert", "--dataset", "tiny", "--source", str(tree), "--out", out]
     words += ["--size", "32", "--shard-mb", "0.014", "--workers", "1", *more]
-    return [sys.executable, "-c", "from fmad_dist.cli import main; main()", *words]
+    return [sys.executable, "-m", "fmad_dist.cli", *words]
 
 
 def test_killed_twenty_times(tmp_path: Path, bucket: str) -> None:

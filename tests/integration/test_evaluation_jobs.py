@@ -13,16 +13,16 @@ import psutil
 import pytest
 import tifffile
 import webdataset
-from jobs import LAUNCH_SECONDS, Job, fmad
 
-from fmad_dist.detector import Detector
-from fmad_dist.evaluation.evaluator import own_test_batches
-from fmad_dist.prediction.run import PredictionOptions, predict
-from fmad_dist.prediction.table import TABLE_NAME, read_parquet
-from fmad_dist.scoring.config import InversionConfig
+from fmad_dist.base.world import World
+from fmad_dist.detector.detector import Detector
+from fmad_dist.evaluation.labelled_images import LabelledImages, shards_of_test_split
+from fmad_dist.prediction.predict import PredictionOptions, run_prediction
+from fmad_dist.prediction.results import TABLE_NAME, read_parquet
+from fmad_dist.scoring.inversion import InversionConfig
 from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
-from fmad_dist.world import World
+from tests.integration.jobs import LAUNCH_SECONDS, LAUNCHER, SIDE, Job, fmad, launched
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
     for processes in (1, 2):
         out = job.root / f"results-{processes}"
         model = ["--model", "models:/fmad@candidate", "--tracking-uri", registry]
-        fmad("evaluate", *model, "--manifest", job.manifest, "--out", str(out), "--processes", str(processes))
+        fmad("evaluate", *model, "--data", job.manifest, "--out", str(out), "--processes", str(processes))
         outputs.append(files(out))
         speed = json.loads((out / "speed.json").read_text())
         assert len(speed["processes"]) == processes
@@ -63,29 +63,52 @@ def test_results_are_bit_identical_for_any_number_of_processes(job: Job, zero2: 
     assert 0.5 < results["mean"]["image_auroc"] <= 1.0
     check_registry(registry, results)
     as_others = job.root / "results-flowad"
-    words = [*model, "--manifest", job.manifest, "--out", str(as_others), "--processes", "2", "--protocol", "flowad"]
+    words = [*model, "--data", job.manifest, "--out", str(as_others), "--processes", "2", "--protocol", "flowad"]
     assert "Biased estimates" in fmad("evaluate", *words).stdout
     assert json.loads((as_others / "results.json").read_text())["protocol_title"] == "flowad v1 (biased)"
     check_registry(registry, results)  # still the numbers of its own protocol
     assert "models:/fmad/1, now models:/fmad@candidate, MLflow run " in outputs[0]["report.html"].decode()
 
 
+def test_an_evaluation_by_accelerate_launch_is_logged_and_passes_the_gate(job: Job, zero2: Path, registry: str) -> None:
+    """Two ranks of launcher/evaluate.py do all that `fmad evaluate` does."""
+    import mlflow
+
+    client, tag = mlflow.MlflowClient(registry, registry), "fmad.evaluation"
+    version = client.get_model_version_by_alias("fmad", "candidate")
+    if tag in version.tags:  # of `fmad evaluate`
+        client.delete_model_version_tag("fmad", version.version, tag)
+    out = job.root / "results-launched"
+    words = ["--model", "models:/fmad@candidate", "--data", job.manifest, "--out", str(out)]
+    done = launched(LAUNCHER / "evaluate.py", *words, "--tracking-uri", registry)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("report: ") == 1  # one rank sums up
+    check_registry(registry, json.loads((out / "results.json").read_text()))
+    evaluated = json.loads(client.get_model_version_by_alias("fmad", "candidate").tags[tag])
+    assert evaluated["manifests"] == [job.manifest]
+    promoted = fmad("registry", "promote", f"models:/fmad/{version.version}", "--tracking-uri", registry)
+    assert "promoted to champion" in promoted.stdout
+    again = launched(LAUNCHER / "evaluate.py", *words, "--tracking-uri", registry, "--protocol", "ader")
+    assert again.returncode != 0
+    assert again.stderr.count(f"error: {out}") >= 1
+
+
 def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
     """SIGKILL a rank in the middle; another number of processes scores the rest: the bits of an undisturbed one, and
     every map once."""
-    words = ["evaluate", "--model", str(zero2), "--manifest", job.manifest, "scorer.name=inversion", "scorer.steps=40"]
+    words = ["evaluate", "--model", str(zero2), "--data", job.manifest, "scorer.name=inversion", "scorer.steps=40"]
     whole, killed = job.root / "results-whole", job.root / "results-killed"
     fmad(*words, *outputs_at(whole), "--processes", "1")
     assert not (whole / "partial").exists()
     command = [sys.executable, "-m", "fmad_dist.cli", *words, *outputs_at(killed), "--save-every", "0"]
     process = subprocess.Popen([*command, "--processes", "2"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LAUNCH_SECONDS
-    while not list(killed.glob("partial/*/rank-00001-*.state")):
+    while not list(killed.glob("partial/rank-00001-*.part")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     for one in psutil.Process(process.pid).children(recursive=True):
-        if any(word.endswith("launcher/evaluate.py") for word in one.cmdline()):
+        if any(word.endswith("/evaluation.json") for word in one.cmdline()):
             one.kill()
             break
     assert process.wait(LAUNCH_SECONDS) == 1
@@ -122,7 +145,7 @@ def check_maps(whole: Path, killed: Path, model: Path) -> None:
         assert sorted(ids) == [row["sample_id"] for row in csv.DictReader(file)]
     detector = Detector.load(model).with_scorer(InversionConfig(steps=40))
     mixture = Mixture.load([str(model.parent.parent / "data")])
-    (batch,) = (batch for batch in own_test_batches(detector, mixture, World(), 0, "test") if batch.ends_shard == 2)
+    (batch,) = LabelledImages(mixture, detector.image_size, SIDE).read(shards_of_test_split(mixture)[2])
     found = detector(batch.images)
     for row, score, anomaly_map in zip(batch.rows, found.scores.tolist(), found.maps.numpy(), strict=True):
         sample = samples[ids.index(mixture.sample_id(row))]
@@ -169,7 +192,7 @@ def test_prediction_gives_the_scores_of_the_evaluation(job: Job, zero2: Path, re
         assert row["score"] == pytest.approx(evaluated[f"tiny/{class_name}/test/{rest}"], rel=1e-4)
         assert row["class"] == f"tiny/{class_name}"
         assert (row["decision"] == "anomalous") == (row["score"] > row["threshold"])
-    predict(Detector.load(zero2), PredictionOptions([str(source)], str(job.root / "alone")), World())
+    run_prediction(PredictionOptions(str(zero2), (str(source),), str(job.root / "alone")), World())
     for path in out.rglob("*.p*"):
         assert path.read_bytes() == (job.root / "alone" / path.relative_to(out)).read_bytes()
     assert len(list((out / "maps").rglob("*.png"))) == len(list((out / "overlays").rglob("*.png"))) == 27

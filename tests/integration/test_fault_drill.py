@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from jobs import LAUNCH_SECONDS, Job, fmad, train
 from safetensors.numpy import load_file
 
+from fmad_dist.config.files import load_config
+from fmad_dist.detector.completeness import what_lacks
+from fmad_dist.detector.files import read_spec
 from fmad_dist.training.checkpoint import Checkpoints
+from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, launched, train
+from tests.integration.test_training_jobs import kill_when
 
 pytestmark = pytest.mark.slow
 STEPS = 40
@@ -47,7 +52,7 @@ class Background:
         found = []
         for one in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.Error):  # it just ended
-                if any(word.endswith("launcher/train.py") for word in one.cmdline()):
+                if any(word.endswith("/train.json") for word in one.cmdline()):
                     found.append(one)
         return found
 
@@ -137,6 +142,61 @@ def test_preempted_and_resumed_at_other_sizes_and_stages(job: Job, undisturbed: 
             np.testing.assert_allclose(found[name], tensor, rtol=0, atol=2e-4, err_msg=name)
 
 
+def test_killed_in_calibration(job: Job, zero2: Path) -> None:
+    """A complete run goes on with more steps of another batch and is killed before its detector is saved: the next
+    start makes the detector anew, and so does one with another scorer alone. No sample comes twice or is left out."""
+    run = Path(shutil.copytree(zero2, job.run("calibrated")))
+    for path in run.glob("samples-*.jsonl"):
+        path.unlink()
+    (run / "tracking.json").unlink()
+    more = ("train.steps=8", "train.global_batch=4")
+    command = ["train", "--config", str(job.config()), "--processes", "2", "name=calibrated", *more]
+    kill_when(command, run / "checkpoints" / "step-00000008" / "checkpoint.json")
+    config = load_config(run / "config.yaml")
+    assert what_lacks(run, config) == "the detector is of step 6 instead of 8"
+    assert "100%), complete" not in fmad("status", str(run)).stdout
+    assert sorted(job.samples("calibrated")) == list(range(48, 56))
+
+    for ready in (lambda one: one.ranks(), lambda one: "made from the last checkpoint" in one.output.read_text()):
+        with started(job, "calibrated", 2, *more) as running:  # asked to stop before the loop, and after it
+            while not ready(running):
+                running.must_run()
+                time.sleep(0.01)
+            running.process.send_signal(signal.SIGUSR1)
+            assert running.ended() == 75, running.errors.read_text()[-6000:]
+        assert "stopped: asked to stop while no steps were done" in running.errors.read_text()
+        assert "Traceback" not in running.errors.read_text()
+    assert what_lacks(run, config) == "the detector is of step 6 instead of 8"
+
+    done = fmad(*command)
+    assert "the detector is of step 6 instead of 8; it is made from the last checkpoint" in done.stdout
+    assert what_lacks(run, config) is None
+    before = weights(job, "calibrated")
+    done = fmad(*command, "scorer.name=endpoint")
+    assert "the detector is of other scorer" in done.stdout
+    spec = read_spec(run / "detector")
+    assert (spec.train_step, spec.scorer.name) == (8, "endpoint")
+    assert all(np.array_equal(before[name], one) for name, one in weights(job, "calibrated").items())
+    assert "was complete already" in fmad(*command, "scorer.name=endpoint").stdout
+
+
+def test_the_launcher_alone_is_killed(job: Job) -> None:
+    """SIGKILL leaves it no time to end its ranks: they end with it, and the next start goes on."""
+    options = ("train.checkpoint_every=2", "train.steps=100000")
+    with started(job, "orphans", 2, *options) as running:
+        wait_for_step(job, "orphans", 5, running)
+        ranks = running.ranks()
+        running.process.kill()
+        assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    found = Checkpoints(str(job.run("orphans") / "checkpoints")).steps()[-1]
+    with started(job, "orphans", 2, *options) as running:
+        while "resumed orphans at step" not in running.output.read_text():
+            running.must_run()
+            time.sleep(0.01)
+        assert f"resumed orphans at step {found} " in running.output.read_text()
+        wait_for_step(job, "orphans", found + 1, running)
+
+
 def test_a_stopped_rank_ends_the_job(job: Job) -> None:
     """SIGSTOP: the other rank waits for it, dumps its stack and ends; the launcher ends the stopped one."""
     with started(job, "hung", 2, "train.steps=100000", "train.hang_s=5") as running:
@@ -175,25 +235,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(job: Job, tmp_path: Path) -> None
         subprocess.run(["umount", tmp_path], check=True)
 
 
-def faulty(job: Job, name: str, bad_steps: str, *options: str, once: bool = False) -> subprocess.CompletedProcess[str]:
+def faulty(job: Job, name: str, bad_steps: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Train on two processes under plain `accelerate launch`; see faulty_train.py."""
-    root = Path(__file__).parents[2]
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(root / "launcher/accelerate/one_node.yaml")]
-    launch += ["--num_processes", "2"]
-    words = [str(Path(__file__).with_name("faulty_train.py")), "--config", str(job.config()), f"name={name}", *options]
-    environment = {
-        "FMAD_TEST_BAD_STEPS": bad_steps,
-        "DS_ACCELERATOR": "cpu",
-        **({"FMAD_TEST_BAD_ONCE": "1"} if once else {}),
-    }
-    return subprocess.run(
-        [sys.executable, *launch, *words],
-        capture_output=True,
-        text=True,
-        timeout=LAUNCH_SECONDS,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    script = Path(__file__).with_name("faulty_train.py")
+    words = ("--config", str(job.config()), f"name={name}", *options)
+    return launched(script, *words, FMAD_TEST_BAD_STEPS=bad_steps)
 
 
 def test_steps_that_are_not_finite_are_skipped_then_undone_then_fatal(job: Job, zero2: Path) -> None:
@@ -205,14 +251,17 @@ def test_steps_that_are_not_finite_are_skipped_then_undone_then_fatal(job: Job, 
     assert job.losses("nan-skipped")[:2] == job.losses("zero2")[:2]
     assert job.losses("nan-skipped")[3] != job.losses("zero2")[3]
 
-    undone = faulty(job, "nan-undone", "3,4", "train.max_skipped=2", once=True)
+    undone = faulty(job, "nan-undone", "3,4", "train.max_skipped=2")
     assert undone.returncode == 0, undone.stderr
-    assert (
-        "2 steps in a row up to step 5 had a loss or gradient that is not finite; went back to step 3" in undone.stderr
+    said = (
+        "2 steps in a row up to step 5 had a loss or gradient that is not finite; went back to step 3 (1 of at most 2)"
     )
-    assert job.losses("nan-undone") == job.losses("zero2")
+    assert f"{said} and leaves out positions 24 to 39 of the stream" in undone.stderr
+    assert job.losses("nan-undone")[:3] == job.losses("zero2")[:3]
+    assert sorted(job.samples("nan-undone")) == list(range(64))  # of the first try, too
+    assert Checkpoints(str(job.run("nan-undone") / "checkpoints")).read(6).state.position == 64
 
-    fatal = faulty(job, "nan-fatal", "3,4", "train.max_skipped=2", "train.max_rollbacks=1")
+    fatal = faulty(job, "nan-fatal", "3,4,5,6", "train.max_skipped=2", "train.max_rollbacks=1")
     assert fatal.returncode != 0
     assert "error: training diverged: 2 steps in a row up to step 5" in fatal.stderr
     assert "after 1 returns to a checkpoint; lower train.lr" in fatal.stderr

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from jobs import LAUNCH_SECONDS, Job, fmad, in_background
 from PIL import Image
+
+from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, in_background
 
 pytestmark = pytest.mark.slow
 

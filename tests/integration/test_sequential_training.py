@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from jobs import Job, fmad
 
 from fmad_dist.training.data import GUARANTEES
+from tests.integration.jobs import Job, fmad
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import LAUNCH_SECONDS, Job
+import yaml
 
 from fmad_dist.training.checkpoint import Checkpoints
+from tests.integration.jobs import LAUNCH_SECONDS, Job
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_a_benchmark_run_goes_back_into_the_queue(tmp_path: Path) -> None:
         process.send_signal(signal.SIGUSR1)
         output, _ = process.communicate(timeout=60)
     assert "stopped on request (code 75), back into the queue" in output
-    started = "bench --config five.yaml --max-restarts 3 mode=one_model\n"
+    started = "bench run --config five.yaml --max-restarts 3 mode=one_model\n"
     assert log.read_text() == f"{started}requeue 7\n"
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=60).returncode == 76
     assert log.read_text() == f"{started}requeue 7\n{started}"
@@ -90,12 +91,24 @@ def test_a_signalled_job_goes_back_into_the_queue_and_goes_on(job: Job, tmp_path
     assert len(job.losses("slurm")) == 30  # each step once
 
 
-def test_manifests_are_valid_yaml() -> None:
-    import yaml
-
+def test_a_pod_is_done_when_the_detector_is_there(tmp_path: Path) -> None:
+    """Stopped ranks end with 0, so the launcher does, and the pod must not."""
     (manifest,) = yaml.safe_load_all((ROOT / "launcher/kubernetes/train.yaml").read_text())
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert "launcher/train.py" in pod["containers"][0]["args"][0]
+    script = pod["containers"][0]["args"][0]
+    for launcher, check, wanted in ((0, 0, 0), (0, 75, 75), (1, 0, 1)):
+        line = '#!/bin/sh\necho "$0" "$@" >> "$SHIM_LOG"\nexit'
+        log, environment = stand_in(tmp_path, accelerate=f"{line} {launcher}", fmad=f"{line} {check}")
+        log.unlink(missing_ok=True)
+        environment["JOB_COMPLETION_INDEX"] = "3"
+        assert subprocess.run(["bash", "-c", script], env=environment, check=False).returncode == wanted
+        launched, *asked = log.read_text().splitlines()
+        options = launched.partition("launcher/train.py ")[2]
+        assert options.startswith("--config configs/demo.yaml name=big")
+        assert asked == ([f"{tmp_path}/fmad train {options} --is-complete"] if launcher == 0 else [])
+
+
+def test_manifests_are_valid_yaml() -> None:
     names = sorted(path.stem for path in (ROOT / "launcher/accelerate").glob("*.yaml"))
     assert names == ["cpu", "multi_node", "one_gpu", "one_node"]
     for name in names:

@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import LAUNCH_SECONDS, Job, convert_tree, fmad, make_product_tree, train
-from radosgw import Radosgw
 
+from fmad_dist.base.world import World
+from fmad_dist.config.run import DataConfig
 from fmad_dist.storage import Store
 from fmad_dist.stream.dataset import load_dataset
 from fmad_dist.training.checkpoint import Checkpoints
 from fmad_dist.training.checkpoint_reader import opened
-from fmad_dist.world import World
+from tests.integration.jobs import LAUNCH_SECONDS, Job, convert_tree, fmad, make_product_tree, train
+from tests.support.radosgw import Radosgw
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def test_a_wrong_secret_ends_the_command_at_once(
     assert f"{bucket}/data" in done.stderr
     assert "access denied" in done.stderr
     assert "wrong-secret" not in done.stderr + done.stdout
-    assert elapsed < 10, f"{elapsed:.1f} s"
+    assert elapsed < 30, f"{elapsed:.1f} s: it was tried again, for which there are {DataConfig().patience_s} s"
     assert not job.run("base").exists()
 
 
@@ -94,7 +95,7 @@ def damage_two(url: str) -> set[str]:
     """Flip a byte of two training images; returns their ids."""
     dataset = load_dataset(url)
     ids = set()
-    for row in dataset.rows("train")[[3, 17]]:
+    for row in dataset.indices("train")[[3, 17]]:
         sample = dataset.sample(int(row))
         assert sample.image is not None
         data = bytearray(Store(url).read(sample.shard))

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import LAUNCH_SECONDS, Job, fmad, in_background, train
 from safetensors.numpy import load_file
 
-from fmad_dist.config import TrainConfig
+from fmad_dist import cli
+from fmad_dist.base.world import World
+from fmad_dist.config.run import RunConfig, TrainConfig
+from fmad_dist.training import preflight
 from fmad_dist.training.checkpoint import Checkpoints
 from fmad_dist.training.checkpoint_reader import opened
-from fmad_dist.world import World
+from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, in_background, train
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 2e-5  # relative, of losses between layouts: the order of floating-point sums differs
@@ -50,6 +52,22 @@ def test_zero2_really_trains_under_deepspeed(job: Job, zero2: Path) -> None:
     moved = weights(zero2)["network.head.weight"]
     assert np.abs(moved).max() > 0  # the head starts at zero
     assert json.loads((zero2 / "registered.json").read_text()) == {"name": "fmad", "version": "1"}
+
+
+def test_ranks_do_what_the_parent_has_checked(job: Job, zero2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration file says something else by the time the ranks start."""
+    path, check = job.config(), preflight.check_job
+
+    def check_and_change(config: RunConfig, processes: int) -> None:
+        check(config, processes)
+        path.write_text("train: {steps: many}\n")
+
+    monkeypatch.setattr(preflight, "check_job", check_and_change)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--config", str(path), "--processes", "2", "name=obeyed", "train.hang_s=600"])
+    assert ended.value.code == 0
+    assert path.read_text() == "train: {steps: many}\n"
+    assert job.losses("obeyed") == job.losses("zero2")
 
 
 def test_every_training_sample_once_per_epoch_and_no_held_out(job: Job, zero2: Path) -> None:
@@ -172,9 +190,10 @@ def test_random_draws_and_peers_compare(job: Job, zero2: Path) -> None:
     assert rows[2:4] == ["fusion parts=[endpoint + reconstruction]", "cflow (peer) steps=3"]
     assert rows[4:] == ["bank (peer)", "bank_pooled (peer) share=0.5 draw=300 neighbours=2"]
     assert (
-        "bank, one memory bank per class, is told the class" in (job.root / "compared-1" / "comparison.md").read_text()
+        "bank, one memory bank per class, is told the class"
+        in (job.root / "compared-zero2-1" / "comparison.md").read_text()
     )
-    found = json.loads((job.root / "compared-2" / "comparison.json").read_text())["scorers"]["bank (peer)"]
+    found = json.loads((job.root / "compared-zero2-2" / "comparison.json").read_text())["scorers"]["bank (peer)"]
     assert found["evaluations"] == 0
     assert found["mean"]["image_auroc"] > 0.9  # a bright spot is nowhere in the bank
 
@@ -183,7 +202,7 @@ def compared_on_1_and_2(job: Job, run: Path, *options: str) -> list[str]:
     """Compare on one process and on two, assert the same results, return the titles of the rows."""
     found = []
     for processes in ("1", "2"):
-        out = job.root / f"compared-{processes}"
+        out = job.root / f"compared-{run.name}-{processes}"
         fmad("compare", "--config", str(run / "config.yaml"), "--out", str(out), *options, "--processes", processes)
         body = json.loads((out / "comparison.json").read_text())
         found.append({name: (row["mean"], row["classes"]) for name, row in body["scorers"].items()})

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs import LAUNCH_SECONDS, Job, fmad
-from mlflow_server import MlflowServer
-from radosgw import Radosgw
 from s3fs import S3FileSystem
-from test_training_jobs import TOLERANCE, assert_same_weights
 
 from fmad_dist.training.checkpoint import Checkpoints
+from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad
+from tests.integration.test_training_jobs import TOLERANCE, assert_same_weights
+from tests.support.mlflow_server import MlflowServer
+from tests.support.radosgw import Radosgw
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -164,7 +164,7 @@ def test_zero3_on_two_nodes_saves_to_s3_and_resumes_on_one(
     assert "detector of step 6" in exported.stdout
     trained_here = (job.run("nodes") / "detector" / "weights.safetensors").read_bytes()
     assert (job.root / "exported" / "weights.safetensors").read_bytes() == trained_here
-    fmad("evaluate", "--model", str(job.root / "exported"), "--manifest", job.manifest, "--out", str(job.root / "e"))
+    fmad("evaluate", "--model", str(job.root / "exported"), "--data", job.manifest, "--out", str(job.root / "e"))
 
 
 def the_only_run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:

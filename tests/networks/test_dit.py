@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.config import SkipName
+from fmad_dist.config.run import SkipName
 from fmad_dist.networks.dit import PRESETS, DiT, DiTSpec, TimeEmbedding, sincos_positions
 
 SPEC = DiTSpec(channels=6, grid=4, width=32, depth=2, heads=4, num_classes=3)
@@ -204,3 +204,20 @@ def test_the_skip_learns_an_answer_in_proportion_to_the_input(skip: SkipName) ->
     with torch.no_grad():
         coefficient = (network(5 * x, at_the_data) * x).sum() / (5 * x * x).sum()
     assert abs(float(coefficient) - 1.5) < 0.05  # at a norm beyond the training's
+
+
+def test_patches_see_their_own_pixels() -> None:
+    """Without blocks, a patch's answer depends on its own pixels alone, and shapes come back."""
+    network = DiT(DiTSpec(channels=3, grid=8, width=32, depth=0, heads=2, patch=4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(1, 3, 8, 8)
+    changed = x.clone()
+    changed[:, :, 5, 2] += 1.0
+    difference = (network(x, torch.ones(1)) - network(changed, torch.ones(1))).abs().sum(1)[0]
+    assert network(x, torch.ones(1)).shape == x.shape
+    assert (difference[4:, :4] > 0).all()
+    difference[4:, :4] = 0
+    assert difference.max() < 1e-5

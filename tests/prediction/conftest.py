@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from scored import save
+
+from tests.prediction.scored import save
 
 
 @pytest.fixture

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fmad_dist.detector import Detector
-from fmad_dist.prediction.run import PredictionOptions
-from fmad_dist.prediction.run import predict as run
-from fmad_dist.prediction.table import PredictionSummary, read_parquet
+from fmad_dist.base.world import World
+from fmad_dist.detector.detector import Detector
+from fmad_dist.prediction.predict import PredictionOptions, run_prediction
+from fmad_dist.prediction.results import PredictionSummary, read_parquet
 from fmad_dist.storage import Store
-from fmad_dist.world import World
 
 SIDE = 64
 
@@ -23,7 +22,7 @@ def save(path: Path, seed: int, shape: tuple[int, ...] = (SIDE, SIDE, 3)) -> Pat
 
 
 def predict(detector: Detector, source: Path | str, out: Path | str, **options: Any) -> PredictionSummary:
-    summary = run(detector, PredictionOptions(sources=[str(source)], out=str(out), **options), World())
+    summary = run_prediction(PredictionOptions("", (str(source),), str(out), **options), World(), detector)
     assert summary is not None
     return summary
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.evaluation.results import METRIC_NAMES
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.metrics.results import METRIC_NAMES
 from fmad_dist.registry.gate import Decision, Evidence, Gate, Parity, decide, load_gate
 
 CLASSES = ("toy/bolt", "toy/nut")

@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from fmad_dist.config import RunConfig, TrackingConfig
-from fmad_dist.detector import Detector
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.run import EvaluationOptions, run_evaluation
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.run import RunConfig, TrackingConfig
+from fmad_dist.detector.detector import Detector
+from fmad_dist.evaluation.evaluate import EvaluationOptions, run_evaluation
 from fmad_dist.registry.evidence import log_evaluation
 from fmad_dist.registry.gate import Gate
 from fmad_dist.registry.promotion import promote, rollback
+from fmad_dist.registry.register import register_tracked
+from fmad_dist.registry.tables import show_version
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.tracking.record import RunRecord
-from fmad_dist.tracking.runs import TrackedRun, connect, tracking_uri
-from fmad_dist.world import World
+from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.tracking.server import connect, tracking_uri
 
 pytestmark = pytest.mark.slow
 CLASSES = ("tiny/bolt", "tiny/nut", "tiny/washer")
@@ -46,7 +49,7 @@ class Registry:
         self.tracked.config = self.config.model_copy(
             update={"tracking": self.config.tracking.model_copy(update={"model_name": name})}
         )
-        uri = f"models:/{name}/{self.tracked.register(self.config.run_dir / 'detector')}"
+        uri = register_tracked(self.tracked, self.config.run_dir / "detector")
         if image_auroc is not None:
             log_evaluation(uri, self._results(image_auroc, nut, score), self.weights, self.digests, [self.url])
         return uri
@@ -96,7 +99,7 @@ def registry(
         digests = Mixture.load([tiny_url]).digests
         detector = make_detector((1.0, 2.0, 3.0), class_names=CLASSES, manifest_digests=digests, licences=licences)
         detector.save(config.run_dir / "detector")
-        options = EvaluationOptions(str(config.run_dir / "detector"), "first", [tiny_url], root / "evaluated")
+        options = EvaluationOptions(str(config.run_dir / "detector"), (tiny_url,), str(root / "evaluated"), "first")
         assert run_evaluation(options, World()) is not None
         client = connect(tracking_uri(config))
         yield Registry(config, tracked, client, root / "evaluated", tiny_url, root)
@@ -204,3 +207,39 @@ def test_of_two_promotions_at_once_one_is_refused(registry: Registry) -> None:
     with pytest.raises(UserError, match="--break-lock"):
         promote(late, GATE)
     assert promote(late, GATE, break_lock=True).accepted
+
+
+def test_code_that_was_changed_in_the_artifact_store_never_runs(registry: Registry, tmp_path: Path) -> None:
+    """Whoever may write there but not to the registry gets no code into a promotion, and no files into any command."""
+    uri = registry.version("attacked", 0.9)
+    ran = tmp_path / "ran"
+    hostile = f"open({str(ran)!r}, 'w').close()\n"
+    stored = Path(registry.client.get_model_version_download_uri("attacked", "1").removeprefix("file://"))
+    changes = {
+        "pyfunc.py": hostile + (stored / "pyfunc.py").read_text(),
+        "MLmodel": (stored / "MLmodel").read_text().replace("mlflow.pyfunc.loaders.code_model", "hostile"),
+        "hostile.py": hostile,  # a file more
+        "__pycache__/pyfunc.cpython-311.pyc": hostile,
+        "requirements.txt": "hostile\n",
+        "artifacts/detector/lineage.json": "{}",
+    }
+    for name, text in changes.items():
+        before = (stored / name).read_text() if (stored / name).exists() else None
+        (stored / name).parent.mkdir(exist_ok=True)
+        (stored / name).write_text(text)
+        for read in (lambda: promote(uri, GATE), lambda: Detector.load(uri), lambda: list(show_version(uri))):
+            with pytest.raises(UserError, match=rf"attacked/1: {name} not what was registered, .* do not use"):
+                read()
+        (stored / name).unlink() if before is None else (stored / name).write_text(before)
+    assert not ran.exists()
+    assert registry.alias("attacked", "champion") is None
+    assert promote(uri, GATE).accepted  # the files are the registered ones again
+
+
+def test_a_version_without_digests_is_not_promoted(registry: Registry) -> None:
+    uri = registry.version("undigested", 0.9)
+    registry.client.delete_model_version_tag("undigested", "1", "fmad.files_sha256")
+    with pytest.raises(
+        UserError, match=r"undigested/1: the registry has no digests of its files.*register its run again"
+    ):
+        promote(uri, GATE)

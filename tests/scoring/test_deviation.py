@@ -2,24 +2,33 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.config_files import parse_config
-from fmad_dist.detector import Detector
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.base.world import World
+from fmad_dist.config.files import parse_config
+from fmad_dist.config.run import ObjectiveConfig
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.fit import fit_scorer
 from fmad_dist.features.prepare import TrainingImages
-from fmad_dist.scoring.build import Trained, build_scorer
-from fmad_dist.scoring.config import DeviationConfig, EndpointConfig
-from fmad_dist.scoring.deviation import FLOOR, SHRINK, Deviation, Normality, gaussian, places
-from fmad_dist.scoring.held_out import fit_scorer
+from fmad_dist.scoring.deviation import (
+    FLOOR,
+    SHRINK,
+    Deviation,
+    DeviationConfig,
+    Normality,
+    common_limit,
+    gaussian,
+    location_moments,
+)
+from fmad_dist.scoring.endpoint import EndpointConfig
+from fmad_dist.scoring.interface import Trained, build_scorer
 from fmad_dist.scoring.inversion import Inversion
-from fmad_dist.scoring.maps import finish
-from fmad_dist.scoring.training_normals import common_limit
 from fmad_dist.training.data import open_data
-from fmad_dist.world import World
+from tests.support.fake_world import FakeWorld
 
 
 def still(x: Tensor, t: Tensor) -> Tensor:
@@ -45,7 +54,7 @@ def test_vectors_get_about_unit_covariance() -> None:
 def test_places_by_hand() -> None:
     scores = torch.zeros(2, 4, 5)
     scores[0, 2, 3], scores[1, 2, 3] = 9.0, 27.0
-    mean, deviation = places(scores)
+    mean, deviation = location_moments(scores)
     assert mean[0, 0] == 0.0
     torch.testing.assert_close(mean[2, 3], torch.tensor(36.0 / 18))
     torch.testing.assert_close(mean[3, 4], torch.tensor(36.0 / 18))  # a neighbour, and the edge repeats other places
@@ -66,7 +75,7 @@ def test_scores_by_formula(covariance: bool, locations: bool, memory: int) -> No
     found = [scorer.normality(one) for one in normals]
     with pytest.raises(UserError, match="never fitted"):
         scorer(still, normals[0], ())
-    scorer.take(class_means, found)
+    scorer = scorer.with_normality(class_means, found)
     x = torch.cat([correlated(2, seed=2), 2 * correlated(1, seed=3) + 50])
     scores = scorer(still, x, ())
     for image, own, score in zip(x, (found[0], found[0], found[1]), scores, strict=True):
@@ -78,7 +87,7 @@ def test_scores_by_formula(covariance: bool, locations: bool, memory: int) -> No
 def expected(image: Tensor, own: Normality, covariance: bool, locations: bool) -> Tensor:
     """[6, 6], or with locations [2, 6, 6] for the image and for the map."""
     wanted = torch.empty(2, 6, 6)
-    level, scale = own.place_mean.mean(), own.place_std.mean()
+    level, scale = own.location_mean.mean(), own.location_std.mean()
     for row in range(6):
         for column in range(6):
             vector = image[:, row, column]
@@ -87,7 +96,7 @@ def expected(image: Tensor, own: Normality, covariance: bool, locations: bool) -
                 value = (own.memory.float() - vector).square().mean(dim=1).min()
             else:
                 value = vector.square().mean()
-            wanted[0, row, column] = (value - own.place_mean[row, column]) / own.place_std[row, column]
+            wanted[0, row, column] = (value - own.location_mean[row, column]) / own.location_std[row, column]
             wanted[1, row, column] = (value - level) / scale if locations else value
     return wanted if locations else wanted[1]
 
@@ -98,7 +107,7 @@ def test_normal_images_score_about_zero_at_every_place(memory: int) -> None:
     normals = correlated(200)
     normals[:, :, 2:4] *= 5
     scorer = Deviation(Inversion(1), 1, (2, 6, 6), True, True, memory)
-    scorer.take(normals.mean(dim=(0, 2, 3))[None], [scorer.normality(normals)])
+    scorer = scorer.with_normality(normals.mean(dim=(0, 2, 3))[None], [scorer.normality(normals)])
     scores = scorer(still, correlated(200, seed=5) * torch.where(torch.arange(6) // 2 == 1, 5.0, 1.0)[:, None], ())
     judging, shown = scores.mean(dim=0)
     assert judging.abs().max() < 0.6
@@ -116,31 +125,34 @@ def data(tiny_url: str) -> TrainingImages:
     )
 
 
-def fitted(make_detector: object, data: TrainingImages, world: World, gather: object) -> Detector:
+def fitted(make_detector: object, data: TrainingImages, world: World) -> Detector:
     config = DeviationConfig(part=EndpointConfig(), images=9, memory=64)
     detector = make_detector((1.0, 1.0, 1.0), scorer=config)  # type: ignore[operator]
-    fit_scorer(detector, data, world, gather)  # type: ignore[arg-type]
-    return detector
+    return fit_scorer(detector, data, world)
 
 
 def test_one_rank_or_two_and_through_files(make_detector: object, data: TrainingImages, tmp_path: Path) -> None:
-    alone = fitted(make_detector, data, World(), lambda item: [item])
-    shares: list[object] = []
-    for rank in (0, 1):  # what each rank would give the others
-        with pytest.raises(KeyError):  # the other's classes are not there
-            fitted(make_detector, data, World(rank=rank, size=2), lambda item: shares.append(item) or [item])
-    both = fitted(make_detector, data, World(rank=0, size=2), lambda item: shares)
+    alone = fitted(make_detector, data, World())
+    shares: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    for rank, own in shares.items():  # what each rank fills
+        fitted(
+            make_detector, data, FakeWorld(rank, size=2, filled=lambda values, own=own: own.append(values) or values)
+        )
+    together = iter(
+        [ours.view(np.uint8) + theirs.view(np.uint8) for ours, theirs in zip(*shares.values(), strict=True)]
+    )
+    both = fitted(make_detector, data, FakeWorld(size=2, filled=lambda values: next(together).view(values.dtype)))
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(alone(images).maps, both(images).maps)
     grids = alone.scorer(alone.field, alone.features(images), ())
-    for place, name in enumerate(("scores", "maps")):  # the first judge, the second are shown
-        wanted = finish(grids[:, place], alone.spec.protocol, alone.spec.scorer)[place]
+    for plane, name in enumerate(("scores", "maps")):  # the first judge, the second are shown
+        wanted = alone.scorer.finish(grids[:, plane], alone.spec.protocol)[plane]
         assert torch.equal(getattr(alone(images), name), wanted)
     alone.save(tmp_path / "detector")
     again = Detector.load(tmp_path / "detector")
     assert torch.equal(again(images).maps, alone(images).maps)
-    assert again.sibling(EndpointConfig()).scorer is not again.scorer
-    assert isinstance(again.scorer, Deviation)  # a sibling leaves it alone
+    assert again.with_scorer(EndpointConfig()).scorer is not again.scorer
+    assert isinstance(again.scorer, Deviation)  # another detector leaves it alone
     assert torch.equal(again(images).maps, alone(images).maps)
 
 
@@ -156,3 +168,23 @@ def test_covariances_that_are_too_large_are_left_out(channels: int, side: int) -
     scorer = build_scorer(DeviationConfig(), trained)
     assert isinstance(scorer, Deviation)
     assert scorer.root.shape == (1, side, side)
+
+
+def test_all_classes_together_stay_in_a_budget_and_files_of_another_one_are_read() -> None:
+    def scorer(num_classes: int, channels: int = 192) -> Deviation:
+        trained = Trained(ObjectiveConfig(), 0.0, (channels, 16, 16), num_classes=num_classes, seed=0)
+        with torch.device("meta"):
+            found = build_scorer(DeviationConfig(), trained)
+        assert isinstance(found, Deviation)
+        return found
+
+    assert scorer(680).memory.shape == (680, 4096, 192)
+    many = scorer(5000)
+    assert many.memory.shape == (5000, 559, 192)
+    assert sum(one.nbytes for one in many.buffers()) < 2e9
+    assert scorer(5000, 1024).root.numel() == 0
+    small = Deviation(Inversion(1), 2, (2, 6, 6), covariance=False, locations=True, memory=3)
+    large = Deviation(Inversion(1), 2, (2, 6, 6), covariance=True, locations=True, memory=7)
+    small.load_state_dict(large.state_dict())
+    assert small.memory.shape == (2, 7, 2)
+    assert small.covariance

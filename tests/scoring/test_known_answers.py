@@ -4,25 +4,26 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_scorers import TRAINED, GaussianField, Network, Oracle, features
 from torch import Tensor, nn
 
-from fmad_dist.comparison.choice import EVERY, choose, title
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.errors import UserError
-from fmad_dist.evaluation.protocol import Protocol
-from fmad_dist.flow.fields import Field
+from fmad_dist.base.errors import UserError
+from fmad_dist.comparison.choice import choose, every_scorer
+from fmad_dist.config.protocol import Protocol
+from fmad_dist.config.run import ObjectiveConfig
 from fmad_dist.flow.paths import PATHS
-from fmad_dist.scoring.build import Trained, build_scorer, check_draws, refusal
-from fmad_dist.scoring.config import EndpointConfig, FusionConfig, MismatchConfig, ReconstructionConfig, ScorerConfig
+from fmad_dist.flow.solvers import Field
 from fmad_dist.scoring.ddim import DDIMInversion
 from fmad_dist.scoring.density import Density
-from fmad_dist.scoring.endpoint import Endpoint, Residual
-from fmad_dist.scoring.fusion import Fusion, PartStatistics, fit_statistics
+from fmad_dist.scoring.endpoint import Endpoint, EndpointConfig
+from fmad_dist.scoring.fusion import Fusion, FusionConfig, fit_statistics
+from fmad_dist.scoring.interface import PartStatistics, ScoringMethod, Trained, build_scorer
 from fmad_dist.scoring.inversion import Inversion
-from fmad_dist.scoring.maps import finish
-from fmad_dist.scoring.mismatch import Mismatch, paper_times
-from fmad_dist.scoring.reconstruction import Reconstruction
+from fmad_dist.scoring.mismatch import Mismatch, MismatchConfig, paper_times
+from fmad_dist.scoring.reconstruction import Reconstruction, ReconstructionConfig
+from fmad_dist.scoring.residual import Residual
+from tests.support.toy_fields import TRAINED, GaussianField, Network, Oracle, features
+
+EVERY = every_scorer()
 
 
 class ReversedGaussian(nn.Module):
@@ -137,8 +138,8 @@ def test_inverting_and_rebuilding_is_solver_error_alone() -> None:
     assert errors[2] < errors[1] / 10 < errors[0] / 100
 
 
-@pytest.mark.parametrize("config", [c for c in EVERY if c.name not in {"fusion", "deviation"}], ids=title)
-def test_neither_batch_nor_order_changes_a_bit(config: ScorerConfig) -> None:
+@pytest.mark.parametrize("config", [c for c in EVERY if not c.needs_normals], ids=lambda config: config.title)
+def test_neither_batch_nor_order_changes_a_bit(config: ScoringMethod) -> None:
     path = "vp" if config.name == "ddim" else "forward"
     scorer = build_scorer(config, Trained(ObjectiveConfig(path=path), 0.0, (5, 3, 3), 2, seed=4))  # type: ignore[arg-type]
     field = Field(Plain(), PATHS[path])  # type: ignore[index]
@@ -166,7 +167,7 @@ def test_fusion_is_the_mean_of_z_scores() -> None:
     with pytest.raises(UserError, match="never calibrated"):
         fusion(network, x, range(6))
     sums = fusion.sums(network, x, range(6)).tolist()
-    fusion.statistics = fit_statistics(sums, locations=9)
+    fusion = fusion.with_statistics(fit_statistics(sums, locations=9))
     singles = torch.stack([part(network, x, range(6)) for part in parts])
     for known, single in zip(fusion.statistics, singles, strict=True):
         assert known.mean == pytest.approx(single.mean().item(), rel=1e-5)
@@ -185,7 +186,7 @@ COMBINATIONS = [
 
 def test_what_fits_and_what_does_not() -> None:
     fitting = {
-        (path, coupling): {c.name for c in EVERY if not refusal(c, ObjectiveConfig(path=path, coupling=coupling))}  # type: ignore[arg-type]
+        (path, coupling): {c.name for c in EVERY if not c.refusal(ObjectiveConfig(path=path, coupling=coupling))}  # type: ignore[arg-type]
         for path, coupling in COMBINATIONS
     }
     velocity = {"inversion", "reconstruction", "density", "mismatch", "endpoint", "residual", "fusion", "deviation"}
@@ -193,7 +194,7 @@ def test_what_fits_and_what_does_not() -> None:
     assert fitting["vp", "independent"] == {"ddim"}
     assert fitting["reversed", "wt_token"] == velocity - {"reconstruction", "mismatch"}
     assert fitting["reversed", "wt_soft"] == velocity - {"reconstruction", "mismatch", "density"}
-    assert refusal(ReconstructionConfig(start="invert"), ObjectiveConfig(path="reversed", coupling="ot")) is None
+    assert ReconstructionConfig(start="invert").refusal(ObjectiveConfig(path="reversed", coupling="ot")) is None
     with pytest.raises(UserError, match="predicts noise; use ddim"):
         build_scorer(EndpointConfig(), Trained(ObjectiveConfig(path="vp"), 0.0, (5, 3, 3), 1, 0))
     with pytest.raises(UserError, match="its part endpoint has postprocess paper"):
@@ -201,9 +202,10 @@ def test_what_fits_and_what_does_not() -> None:
 
 
 def test_another_number_of_draws_than_the_calibrated_one_is_refused() -> None:
-    check_draws(MismatchConfig(noises=4, aggregate="mean"), MismatchConfig(noises=8))
+    MismatchConfig(noises=4, aggregate="mean").check_change(MismatchConfig(noises=8))
+    MismatchConfig(noises=4).check_change(EndpointConfig())
     with pytest.raises(UserError, match=r"scorer\.noises: 4, but this model was calibrated with 8"):
-        check_draws(MismatchConfig(noises=4), MismatchConfig(noises=8))
+        MismatchConfig(noises=4).check_change(MismatchConfig(noises=8))
 
 
 def test_choosing_scorers() -> None:
@@ -215,7 +217,7 @@ def test_choosing_scorers() -> None:
     assert list(everything.scorers) == ["ddim"]
     assert "predicts noise" in everything.left_out["inversion"]
     for text, message in {
-        "inversoin": "unknown scorer 'inversoin'; choose one of inversion, reconstruction",
+        "inversoin": "unknown scorer 'inversoin'; choose one of ddim, density, deviation",
         "reconstruction:tau=1.5": "scorer.tau: Input should be less than 1",
         "mismatch:grid=[0.5, 1]": "must be inside",
         "inversion:7": "write options as name:key=value",
@@ -228,13 +230,13 @@ def test_choosing_scorers() -> None:
 
 def test_post_processing_of_the_papers() -> None:
     scores, protocol = features(2).square().mean(1), Protocol(map_size=6, top_percent=50.0)
-    image, maps = finish(scores, protocol, EndpointConfig(postprocess="paper"))
+    image, maps = EndpointConfig(postprocess="paper").build(TRAINED).finish(scores, protocol)
     grown = torch.nn.functional.interpolate(-scores[:, None], size=(6, 6), mode="bilinear", align_corners=True)[:, 0]
     expected = grown.exp().amax(dim=(1, 2), keepdim=True) - grown.exp()
     torch.testing.assert_close(maps, expected)
     torch.testing.assert_close(image, expected.flatten(1).max(1).values)  # 3 % of 36 pixels is one
-    plain, plain_maps = finish(scores, protocol, MismatchConfig())
-    paper, paper_maps = finish(scores, protocol, MismatchConfig(postprocess="paper"))
+    plain, plain_maps = MismatchConfig().build(TRAINED).finish(scores, protocol)
+    paper, paper_maps = MismatchConfig(postprocess="paper").build(TRAINED).finish(scores, protocol)
     assert torch.equal(paper_maps, plain_maps)
     torch.testing.assert_close(paper, 2 * plain_maps.flatten(1).max(1).values)  # 1 % of 36 pixels is one
     assert (plain < paper).all()

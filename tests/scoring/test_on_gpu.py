@@ -3,29 +3,28 @@
 Density is left out: its gradients are computed by threads that need a GPU.
 """
 
-from dataclasses import fields
+from collections.abc import Iterator
 
 import pytest
 import torch
-from small_parts import SIDE, MakeDetector
 
+from fmad_dist.base.world import World
 from fmad_dist.comparison.bank import BankScorer, MemoryBank, Patches
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.scoring.config import (
-    SCORER_CONFIGS,
-    DeviationConfig,
-    EndpointConfig,
-    InversionConfig,
-    MismatchConfig,
-    ReconstructionConfig,
-    ScorerConfig,
-)
-from fmad_dist.scoring.coreset import coreset
-from fmad_dist.scoring.deviation import Deviation, Normality
-from fmad_dist.scoring.fusion import Fusion, PartStatistics
+from fmad_dist.config.run import ObjectiveConfig
+from fmad_dist.config.scorers import ScorerConfig, default_config, scorer_names
+from fmad_dist.detector.detector import Detector
+from fmad_dist.scoring.deviation import DeviationConfig
+from fmad_dist.scoring.endpoint import EndpointConfig
+from fmad_dist.scoring.fusion import Fusion
+from fmad_dist.scoring.interface import PartStatistics
+from fmad_dist.scoring.inversion import InversionConfig
+from fmad_dist.scoring.memory import coreset
+from fmad_dist.scoring.mismatch import MismatchConfig
+from fmad_dist.scoring.reconstruction import ReconstructionConfig
+from tests.support.small_parts import SIDE, MakeDetector
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by torch itself
-PLAIN = [config() for name, config in SCORER_CONFIGS.items() if name != "density"]
+PLAIN = [default_config(name) for name in scorer_names() if name != "density"]
 WAYS = [
     InversionConfig(solver="heun"),
     ReconstructionConfig(start="invert"),
@@ -52,22 +51,35 @@ def test_scorers_on_a_gpu(
     make_detector: MakeDetector, absent_gpu: torch.device, scorer: ScorerConfig, precision: str
 ) -> None:
     objective = OBJECTIVES.get(scorer.name, ObjectiveConfig())
-    detector = make_detector((1.0, 2.0), scorer=scorer, objective=objective, precision=precision).place(absent_gpu)
+    detector = make_detector((1.0, 2.0), scorer=scorer, objective=objective, precision=precision).move_to(absent_gpu)
     x = detector.features(torch.zeros(6, 3, SIDE, SIDE, dtype=torch.uint8))
-    if isinstance(detector.scorer, Fusion):
+    if isinstance(detector.scorer, Fusion):  # its statistics are values, which are not there
         assert detector.scorer.sums(detector.field, x, range(6)).device == absent_gpu
-        detector.scorer.statistics = (PartStatistics(0.0, 1.0),) * 2
-    if isinstance(detector.scorer, Deviation):
-        fit(detector.scorer, detector.scorer.part.vectors(detector.field, x), detector.class_means)
+        detector = detector.scored_by(detector.scorer.with_statistics((PartStatistics(0.0, 1.0),) * 2))
+    else:
+        detector = detector.scored_by(detector.scorer.fit(Normals(detector, x)))
     found = detector.score(x, list(range(6)))
     for name in ("scores", "maps", "classes", "anomalous", "normalised", "relative_maps"):
         assert getattr(found, name).device == absent_gpu, name
 
 
-def fit(scorer: Deviation, vectors: torch.Tensor, class_means: torch.Tensor) -> None:
-    """As after training: what each rank found goes through the CPU."""
-    found = scorer.normality(vectors.half())
-    scorer.take(class_means, [Normality(*(getattr(found, field.name).cpu() for field in fields(found)))] * 2)
+class Normals:
+    """Features that are normal images of both classes, all on the GPU."""
+
+    def __init__(self, detector: Detector, x: torch.Tensor) -> None:
+        self.world = World()
+        self.field = detector.field
+        self.class_names = detector.spec.class_names
+        self.class_means = detector.class_means
+        self.training_counts = [len(x)] * 2
+        self.num_locations = x[0, 0].numel()
+        self.x = x
+
+    def training(self, class_number: int, count: int) -> Iterator[torch.Tensor]:
+        return iter([self.x])
+
+    def held_out(self) -> Iterator[tuple[torch.Tensor, list[int]]]:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -75,5 +87,5 @@ def test_memory_banks_on_a_gpu(absent_gpu: torch.device, per_class: bool) -> Non
     patches = Patches(3, torch.tensor([0, 2], device=absent_gpu))
     x = torch.zeros(3, 4, 5, 5).to(absent_gpu)
     kept = coreset(patches(x).flatten(0, 1), 10, seed=0)
-    scorer = BankScorer([MemoryBank(kept)] * 2, patches, neighbours=3, per_class=per_class).told([0, 1, 1])
+    scorer = BankScorer([MemoryBank(kept)] * 2, patches, neighbours=3, per_class=per_class).for_classes([0, 1, 1])
     assert scorer(lambda x, t: x, x, range(3)).device == absent_gpu

@@ -1,22 +1,27 @@
 """A registered version behind `mlflow models serve`, asked over HTTP."""
 
 import json
+import subprocess
+import sys
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow.pyfunc
 import numpy as np
 import pytest
 import torch
-from model_server import ModelServer, table
-from sent_images import encoded, odd_images, picture, sent
 
-from fmad_dist.config import RunConfig, TrackingConfig
-from fmad_dist.detector import Detector
-from fmad_dist.detector_files import SPEC_NAME
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.run import RunConfig, TrackingConfig
+from fmad_dist.detector.detector import Detector
+from fmad_dist.detector.files import SPEC_NAME
+from fmad_dist.registry.register import register_trained
 from fmad_dist.tracking.record import RunRecord
-from fmad_dist.tracking.runs import TrackedRun, tracking_uri
+from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.tracking.server import tracking_uri
+from tests.support.model_server import ModelServer, table
+from tests.support.sent_images import encoded, odd_images, picture, sent
 
 pytestmark = pytest.mark.slow  # MLflow, its database and a server of its own take 30 s on a busy machine
 
@@ -25,12 +30,14 @@ def registered(config: RunConfig, detector: Detector) -> Path:
     tracked = TrackedRun(config, RunRecord(config.run_dir, is_main=True))
     tracked.start(None)
     detector.save(config.run_dir / "detector")
-    tracked.finish(config.run_dir / "detector")
+    register_trained(tracked, config.run_dir / "detector")
     tracked.close()
     return config.run_dir / "detector"
 
 
+@pytest.mark.parametrize("by_fmad", [True, False])
 def test_a_version_is_served_over_http(
+    by_fmad: bool,
     make_detector: Callable[..., Detector],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -45,12 +52,12 @@ def test_a_version_is_served_over_http(
     folder = registered(config, detector)
     said = capfd.readouterr()
     assert (said.out + said.err).splitlines() == ["registered models:/served/1 (alias candidate)"]  # MLflow is silent
-    server = ModelServer("models:/served/1", tracking_uri(config), tmp_path / "serve.log")
+    server = ModelServer("models:/served/1", tracking_uri(config), tmp_path / "serve.log", by_fmad)
     try:
         _check_answers(server, Detector.load(folder), pixels, [sent(encoded(image)) for image in good])
     finally:
         server.stop()
-    _check_changed_files(tmp_path)
+    _check_changed_files(tmp_path, tracking_uri(config))
 
 
 def _check_answers(server: ModelServer, detector: Detector, pixels: torch.Tensor, images: list[str]) -> None:
@@ -79,7 +86,7 @@ def _check_answers(server: ModelServer, detector: Detector, pixels: torch.Tensor
     assert server.alive()
 
 
-def _check_changed_files(root: Path) -> None:
+def _check_changed_files(root: Path, tracking: str) -> None:
     """Who may write the stored files, but not the registry, is noticed however well the files fit together."""
     (stored,) = (root / "runs" / "mlartifacts").rglob(SPEC_NAME)
     spec = json.loads(stored.read_text())
@@ -87,6 +94,27 @@ def _check_changed_files(root: Path) -> None:
     again = Detector.load(stored.parent)
     again.spec = again.spec.model_copy(update={"seed": spec["seed"] + 1})
     again.save(stored.parent)
+    refused = r"served/1: artifacts/detector/detector\.json not what was registered"
     for uri in ("models:/served/1", "models:/served@candidate"):
-        with pytest.raises(UserError, match="not the one that was registered"):
+        with pytest.raises(UserError, match=refused.replace("/1", "(/1|@candidate)")):
             Detector.load(uri)
+    with pytest.raises(UserError, match=refused):  # what `mlflow models serve` does
+        mlflow.pyfunc.load_model("models:/served/1")
+
+    ran = root / "ran"
+    code = stored.parents[2] / "pyfunc.py"
+    code.write_text(f"open({str(ran)!r}, 'w').close()\n{code.read_text()}")
+    command = [
+        sys.executable,
+        "-m",
+        "fmad_dist.cli",
+        "serve",
+        "--model",
+        "models:/served/1",
+        "--tracking-uri",
+        tracking,
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2, ended.stderr
+    assert "detector.json, pyfunc.py not what was registered" in ended.stderr
+    assert not ran.exists()

@@ -1,4 +1,4 @@
-"""Of several writers that saw the same content, exactly one wins; scratch files tell whether their owner lives."""
+"""Of several writers that saw the same content, exactly one wins."""
 
 import multiprocessing
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
-from fmad_dist.storage.scratch import is_abandoned, open_scratch
 
 
 @pytest.mark.parametrize("url", ["local", "memory://conditional"])
@@ -45,44 +44,3 @@ def test_of_four_processes_one_wins(tmp_path: Path) -> None:
         winner = (tmp_path / f"{name}").read_text()
         assert [path.name for path in tmp_path.glob(f"won-{name}-*")] == [f"won-{name}-{winner}"]
     assert not list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
-
-
-def hold_scratch(folder: str, ready: "multiprocessing.Queue[str]") -> None:
-    _, path = open_scratch(Path(folder))
-    ready.put(str(path))
-    import time
-
-    time.sleep(600)
-
-
-def test_a_scratch_file_is_abandoned_when_its_process_is_killed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    ready = context.Queue()
-    process = context.Process(target=hold_scratch, args=(str(tmp_path), ready))
-    process.start()
-    path = Path(ready.get(timeout=60))
-    assert not is_abandoned(path)
-    process.kill()
-    process.join()
-    assert is_abandoned(path)
-
-
-def test_uploads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    from fmad_dist.errors import UserError
-
-    local = tmp_path / "file"
-    local.write_bytes(b"content")
-    sha256 = hashlib.sha256(b"content").hexdigest()
-    store = Store(f"memory://uploads/{os.getpid()}")
-    assert store.upload_verified(local, "x", sha256)
-    assert not store.upload_verified(local, "x", sha256)  # it is there
-    store.write("x", b"damaged")
-    assert store.upload_verified(local, "x", sha256)
-    assert store.read("x") == b"content"
-
-    put = Store.upload
-    monkeypatch.setattr(Store, "upload", lambda self, path, name: (put(self, path, name), self.write(name, b"cut"))[1])
-    with pytest.raises(UserError, match=r"memory://uploads/.*/y: differs"):
-        store.upload_verified(local, "y", sha256)

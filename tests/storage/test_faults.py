@@ -3,11 +3,14 @@
 import errno
 from collections.abc import Callable
 
+import fsspec
 import pytest
 from aiohttp import ClientPayloadError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
 
-from fmad_dist.errors import UserError, first_line, without_secrets
+from fmad_dist.base.console import warn
+from fmad_dist.base.errors import UserError, first_line, without_secrets
 from fmad_dist.storage import Store, use_endpoint
 from fmad_dist.storage import faults as faults_module
 from fmad_dist.storage.faults import Fault, fault_of, with_retries
@@ -118,6 +121,12 @@ def test_credentials_are_renewed_once(clock: Clock) -> None:
         "AWS_SESSION_TOKEN=SECRET",
         "could not connect to http://user:SECRET@host/path",
         "{'password': 'SECRET'}",
+        "abfs://c@a.net/x?sv=2024&sig=SECRET%3D",
+        "https://host/x.png?token=SECRET&y=1",
+        "https://SECRET@host/x",
+        "postgresql+psycopg2://me:SECRET@db/mlflow",
+        "http://me:p@SECRET@host:5000/x",
+        "http://me:a/SECRET@host:5000",
     ],
 )
 def test_errors_do_not_quote_secrets(text: str) -> None:
@@ -127,18 +136,44 @@ def test_errors_do_not_quote_secrets(text: str) -> None:
 
 
 def test_ordinary_sentences_stay() -> None:
-    text = "the key a/b=c at s3://bucket/x@v1 holds 3 tokens; secretary"
-    assert without_secrets(text) == text
+    for text in (
+        "the key a/b=c at s3://bucket/x@v1 holds 3 tokens; secretary",
+        "abfs://container@account.dfs.core.windows.net/x at https://host:9000/a@b?page=2 by sftp://me@host/x",
+        "sqlite:////home/me@work/runs/mlflow.db",
+    ):
+        assert without_secrets(text) == text
+        assert str(UserError(text)) == text
+
+
+def test_no_sentence_has_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    assert str(UserError("http://me:SECRET@host: away")) == "http://***@host: away"
+    warn("http://me:SECRET@host: away")
+    assert capsys.readouterr().err == "warning: http://***@host: away\n"
 
 
 @pytest.mark.parametrize(
-    "url", ["s3://KEY:SECRET@bucket/x", "https://host/x?X-Amz-Signature=SECRET", "s3://KEY@bucket"]
+    "url",
+    ["s3://KEY:SECRET@bucket/x", "https://host/x?X-Amz-Signature=SECRET", "s3://KEY@bucket", "abfs://c@a/x?sig=SECRET"],
 )
 def test_urls_with_credentials_are_refused_without_saying_them(url: str) -> None:
     with pytest.raises(UserError, match="must not hold credentials") as caught:
         Store(url)
     assert "SECRET" not in str(caught.value)
     assert "KEY:" not in str(caught.value)
+
+
+def test_a_container_of_azure_is_no_credential() -> None:
+    """The filesystem itself is another package; fsspec's own one in memory stands for it."""
+
+    class Azure(MemoryFileSystem):
+        protocol = ("abfs",)
+
+    fsspec.register_implementation("abfs", Azure, clobber=True)
+    store = Store("abfs://container@account.dfs.core.windows.net/photos")
+    store.write("a.txt", b"content")
+    assert Store(store.url).read("a.txt") == b"content"
+    with pytest.raises(UserError, match="must not hold credentials"):
+        Store("abfs://container:SECRET@account.dfs.core.windows.net/photos")
 
 
 @pytest.mark.parametrize("url", ["localhost:9000", "s3://bucket", "http://", "http://KEY:SECRET@host"])

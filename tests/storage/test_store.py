@@ -1,3 +1,5 @@
+import hashlib
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
 
 
@@ -196,3 +198,20 @@ def test_relative_and_file_urls_are_local(tmp_path: Path, monkeypatch: pytest.Mo
     assert Store(f"file://{tmp_path}/here").read("x") == b"1"
     assert Store(f"file://{tmp_path}/here").is_local
     assert not Store("memory://x").is_local
+
+
+def test_uploads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = tmp_path / "file"
+    local.write_bytes(b"content")
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    store = Store(f"memory://uploads/{os.getpid()}")
+    assert store.upload_verified(local, "x", sha256)
+    assert not store.upload_verified(local, "x", sha256)  # it is there
+    store.write("x", b"damaged")
+    assert store.upload_verified(local, "x", sha256)
+    assert store.read("x") == b"content"
+
+    put = Store.upload
+    monkeypatch.setattr(Store, "upload", lambda self, path, name: (put(self, path, name), self.write(name, b"cut"))[1])
+    with pytest.raises(UserError, match=r"memory://uploads/.*/y: differs"):
+        store.upload_verified(local, "y", sha256)

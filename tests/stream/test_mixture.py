@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 from fmad_dist.stream.dataset import INDEX_SCHEMA, Dataset, index_bytes, load_dataset
 from fmad_dist.stream.manifest import IndexInfo, Manifest, Rendition
 from fmad_dist.stream.mixture import Mixture, split_normals

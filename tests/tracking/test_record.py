@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
 from fmad_dist.tracking.record import RunRecord, read_lines
 
 

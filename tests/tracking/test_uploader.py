@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow_server import BadProxy, MlflowServer
 
-from fmad_dist.config import RunConfig, TrackingConfig
-from fmad_dist.config_files import dump_config
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.files import dump_config
+from fmad_dist.config.run import RunConfig, TrackingConfig
 from fmad_dist.registry.register import sync_run
 from fmad_dist.tracking import runs, uploader
 from fmad_dist.tracking.record import RunRecord, read_lines
-from fmad_dist.tracking.runs import TrackedRun, connect
+from fmad_dist.tracking.runs import TrackedRun
+from fmad_dist.tracking.server import connect
 from fmad_dist.tracking.uploader import LineReader, send
+from tests.support.mlflow_server import BadProxy, MlflowServer
 
 
 class Server:

@@ -7,15 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmad_dist.config_files import parse_config
-from fmad_dist.errors import UserError
-from fmad_dist.networks.cost import network_cost
+from fmad_dist.base.errors import UserError
+from fmad_dist.config.files import parse_config
+from fmad_dist.config.run import RunConfig
+from fmad_dist.networks.cost import NetworkCost, network_cost
 from fmad_dist.networks.dit import PRESETS, DiTSpec
 from fmad_dist.stream.plan import BatchLayout
-from fmad_dist.training.accelerators import find_accelerator
 from fmad_dist.training.budget import Layout, checkpoint_bytes, layout_of, memory_budget, what_would_fit
-from fmad_dist.training.forecast import forecast
 from fmad_dist.training.gradients import BUCKET_ELEMENTS
+from fmad_dist.training.host_memory import HostMemory, host_memory
+from fmad_dist.training.preflight import forecast
+from fmad_dist.training.throughput import find_accelerator
 
 LARGE = DiTSpec(192, 16, *PRESETS["L"])
 SMALL = DiTSpec(192, 16, *PRESETS["small"])
@@ -104,6 +106,7 @@ def test_a_forecast_says_everything_and_refuses_what_cannot_fit(tiny_url: str) -
     found.check()
     text = "\n".join(found.lines())
     assert "8 nodes x 8 H200, ZeRO-2, bfloat16" in text
+    assert "memory of host" in text
     assert "4096 = 64 processes x 64 x 1 accumulated" in text
     expected = 0.5 * 989e12 * 64 / (3 * network_cost(found.spec, torch.bfloat16).forward_flops)
     assert found.images_per_s == pytest.approx(expected)
@@ -116,3 +119,20 @@ def test_a_forecast_says_everything_and_refuses_what_cannot_fit(tiny_url: str) -
         forecast(kept, nodes=1, gpus=4, gpu="A100", mfu=0.5).check()
     with pytest.raises(UserError, match="--gpu GeForce: not known; there is B200"):
         forecast(parse_config(tree, "test"), nodes=1, gpus=4, gpu="GeForce", mfu=0.5)
+
+
+def test_the_hosts_memory_at_ten_million_images() -> None:
+    """Below 2 GB a process, libraries and reader processes apart, and in proportion to images, not to processes."""
+    cost = NetworkCost(10**8, 10**6, 10**9, 10**9)  # a hundred million parameters
+    config, shape = RunConfig(), (192, 16, 16)
+
+    def found(images: int, classes: int, processes: int) -> HostMemory:
+        return host_memory(config, BatchLayout(512 * 16, 16, processes), cost, shape, images, classes)
+
+    large = found(10_000_000, 5_000, 512)
+    assert large.plan + large.sums + large.checkpoint < 2e9
+    assert large.readers / config.data.workers < 1e9
+    assert large.scorer < 2e9
+    small = found(1_000, 15, 8)
+    assert small.total < 1.6e9
+    assert found(10_000_000, 5_000, 8).plan == large.plan

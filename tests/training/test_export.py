@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fmad_dist.detector import Detector
-from fmad_dist.errors import UserError
+from fmad_dist.base.errors import UserError
+from fmad_dist.detector.detector import Detector
 from fmad_dist.training import export as module
 from fmad_dist.training.export import RunParts, export
 

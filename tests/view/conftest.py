@@ -1,6 +1,5 @@
 """A prediction to look at: real scores and pictures of a few images, and as many rows as a day of production."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmad_dist.detector import Detector
-from fmad_dist.prediction.pictures import Pictures
-from fmad_dist.prediction.run import PredictionOptions, predict
-from fmad_dist.prediction.table import parquet_bytes, read_parquet, table_of
-from fmad_dist.world import World
+from fmad_dist.base.world import World
+from fmad_dist.detector.detector import Detector
+from fmad_dist.prediction.predict import PredictionOptions, run_prediction
+from fmad_dist.prediction.results import Pictures, parquet_bytes, read_parquet, table_of
+from fmad_dist.storage import Store
+from fmad_dist.storage.stamp import read_stamp, write_stamp
 
 NUM_ROWS = 10_000
 
@@ -37,12 +37,12 @@ def predicted(
 ) -> Path:
     """The prediction of these, of two classes and of both decisions, with all pictures. Read only."""
     out = tmp_path_factory.mktemp("predicted")
-    trial = PredictionOptions([str(photographs)], str(out / "trial"), pictures=Pictures.NONE)
-    predict(make_detector((1.0, 1.0)), trial, World())
+    trial = PredictionOptions("", (str(photographs),), str(out / "trial"), pictures=Pictures.NONE)
+    run_prediction(trial, World(), make_detector((1.0, 1.0)))
     scores = [s for s in read_parquet((out / "trial" / "scores.parquet").read_bytes())["score"].to_pylist() if s]
     middle = float(np.median(scores))
-    options = PredictionOptions([str(photographs)], str(out / "real"), name="models:/toy/1")
-    predict(make_detector((middle, middle)), options, World())
+    options = PredictionOptions("", (str(photographs),), str(out / "real"), name="models:/toy/1")
+    run_prediction(options, World(), make_detector((middle, middle)))
     return out / "real"
 
 
@@ -59,8 +59,8 @@ def many(predicted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         changed = {"score": level, "normalised": level, "class": f"toy/{number % 2}"}
         kept.append(normal | {"image": f"line-3/{number:06d}.jpg"} | changed)
     (out / "scores.parquet").write_bytes(parquet_bytes(table_of(kept)))
-    stamp = json.loads((predicted / "stamp.json").read_text())
-    stamp["facts"]["pictures"] = "anomalous"
-    (out / "stamp.json").write_text(json.dumps(stamp))
+    stamp = read_stamp(Store(predicted))
+    assert stamp is not None
+    write_stamp(Store(out), stamp.key, stamp.facts | {"pictures": "anomalous"}, ())
     (out / "maps").symlink_to(predicted / "maps")
     return out

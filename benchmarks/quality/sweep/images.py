@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fmad_dist.flaws.photograph import KINDS, flawed
+from fmad_dist.defects.photograph import KINDS, with_defect
 
 CATEGORIES = (
     *("mvtec_ad/bottle", "mvtec_ad/toothbrush", "mpdd/metal_plate"),
@@ -84,7 +84,7 @@ def _draw(item: tuple[Path, int]) -> list[tuple[np.ndarray, np.ndarray, int]]:
     pixels = _pixels(path)
     rows = [(pixels, np.zeros((SIDE, SIDE), bool), number)]
     for kind in KINDS:
-        found = flawed(pixels, kind, f"{CATEGORIES[number]}/{path.stem}")
+        found = with_defect(pixels, kind, f"{CATEGORIES[number]}/{path.stem}")
         if found is not None:
             rows.append((found.pixels, found.mask, number))
     return rows

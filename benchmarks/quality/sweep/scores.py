@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmad_dist.flow.solvers import integrate
 from fmad_dist.networks.dit import DiT
-from fmad_dist.scoring.deviation import gaussian, places
+from fmad_dist.scoring.deviation import gaussian, location_moments
 
 BATCH = 64
 WAYS = ("endpoint", "inversion3", "residual0.7", "residual0.85")
@@ -69,7 +69,7 @@ class Locations:
     """Mean and deviation of a score at each place on a category's training normals, as `deviation` fits them."""
 
     def __init__(self, grids: Tensor, classes: Tensor) -> None:
-        known = [places(grids[classes == number].float()) for number in range(int(classes.max()) + 1)]
+        known = [location_moments(grids[classes == number].float()) for number in range(int(classes.max()) + 1)]
         self.means, self.stds = (torch.stack(parts) for parts in zip(*known, strict=True))
 
     def standardised(self, grids: Tensor, classes: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What helps a flow on features to find defects: controlled runs, many in minutes on one GPU.
 
-    python benchmarks/quality/sweep/sweep.py --data ../shared/data --out sweep.jsonl --plan first
+    python benchmarks/quality/sweep/sweep.py --source ../shared/data --out sweep.jsonl --plan first
 
 Every line of the output is a trial: its settings, and per way of scoring the measures on the test split and on held-out
 normals with synthetic defects, which is what may choose. `scores.py` has the ways of scoring.
@@ -30,7 +30,7 @@ SIDE = 128  # of the maps that are measured: every second pixel of a mask
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plan", choices=sorted(PLANS), default="first")
     parser.add_argument("--seconds", type=float, default=1e9, help="no trial begins later")
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps of all trials, for a rehearsal")
     options = parser.parse_args()
     start = time.time()
-    data = load(options.data, options.readers)
+    data = load(options.source, options.readers)
     print(f"{time.time() - start:.0f} s: {[len(split.images) for split in vars(data).values()]} images", flush=True)
     trials = [replace(trial, steps=max(2, round(trial.steps * options.scale))) for trial in PLANS[options.plan]]
     context = get_context("spawn")

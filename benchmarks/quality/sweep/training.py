@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fmad_dist.config import ObjectiveConfig
-from fmad_dist.flow.couplings import couple
+from fmad_dist.config.run import ObjectiveConfig
+from fmad_dist.flow.objective import couple
 from fmad_dist.networks.dit import DiT, DiTSpec
 
 

@@ -125,7 +125,7 @@ class Page {
       by(id).append(...options.map((name, position) => new Option(name || "none", position)));
     }
     by("truth-choice").hidden = truthNames.length === 0;
-    by("threshold-says").textContent = `At first: ${scale.says}.`;
+    by("threshold-says").textContent = `At first: ${scale.meaning}.`;
     const slider = by("threshold");
     const width = scale.high - scale.low || 1;
     Object.assign(slider, { min: 0, max: STEPS, step: 1 });
