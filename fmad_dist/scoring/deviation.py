@@ -228,7 +228,8 @@ class Deviation(nn.Module, Scorer):
 
     def _of_all(self, name: str, found: Mapping[int, Normality], world: World) -> Tensor:
         """A kept tensor of all classes, [K, ...], from what every rank found of its own."""
-        every = torch.zeros_like(self.get_buffer(name), device="cpu")
+        buffer = self.get_buffer(name)
+        every = torch.zeros(buffer.shape, dtype=buffer.dtype)
         for number, one in found.items() if every.numel() else ():
             every[number] = getattr(one, KEPT[name])
         return torch.from_numpy(world.combined(every.numpy()))
