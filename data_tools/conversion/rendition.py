@@ -68,23 +68,15 @@ def render(image: SourceImage, form: Rendition) -> Rendered:
     data = read_bytes(image.image)
     decoded = open_image(data, image.image)
     published = [read_bytes(path) for path in image.masks]
-    masks, ids, remarks = [], [], Remarks()
+    remarks = Remarks()
     if wastes_depth(data, decoded):
         remarks.add(SHALLOW, str(image.image))
+    masks, ids = [], []
     for path, content in zip(image.masks, published, strict=True):
-        raw = raw_mask(content, path)
-        mask = marked_pixels(raw)  # (H, W) bool
-        check_size(path, (mask.shape[1], mask.shape[0]), decoded.size, "mask")
-        if not mask.any():
-            raise UserError(f"{path}: the mask is empty but {image.source} is anomalous; redraw it or remove both.")
-        ids.append(defect_ids(raw, image.mask_meaning, path))
-        for doubt in doubts_about(content, raw, ids_expected=image.mask_meaning.semantics != "binary"):
-            remarks.add(doubt, str(path))
+        mask, found = _checked_mask(image, path, content, decoded.size, remarks)
+        ids.append(found)
         if form.size is not None:
-            small, was_pooled = resize_mask(mask, form.size)
-            masks.append(png(Image.fromarray(small.astype(np.uint8) * 255)))
-            if was_pooled:
-                remarks.add(POOLED, str(path))
+            masks.append(_resized_mask(mask, form.size, path, remarks))
     files: dict[str, bytes] = {}
     if form.size is not None:
         files["png"] = _image_bytes(data, decoded, image.image, form.size)
@@ -107,6 +99,29 @@ def render(image: SourceImage, form: Rendition) -> Rendered:
         "source_height": decoded.height,
     }
     return Rendered(files, row, remarks)
+
+
+def _checked_mask(
+    image: SourceImage, path: Path, content: bytes, size: tuple[int, int], remarks: Remarks
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """What a mask of an image of `size` (width, height) marks, bool (H, W), and the ids in it. Raises UserError."""
+    raw = raw_mask(content, path)
+    mask = marked_pixels(raw)
+    check_size(path, (mask.shape[1], mask.shape[0]), size, "mask")
+    if not mask.any():
+        raise UserError(f"{path}: the mask is empty but {image.source} is anomalous; redraw it or remove both.")
+    ids = defect_ids(raw, image.mask_meaning, path)
+    for doubt in doubts_about(content, raw, ids_expected=image.mask_meaning.semantics != "binary"):
+        remarks.add(doubt, str(path))
+    return mask, ids
+
+
+def _resized_mask(mask: np.ndarray, size: int, path: Path, remarks: Remarks) -> bytes:
+    """The PNG of a mask bool (H, W), 0 and 255, at `size` pixels per side."""
+    small, was_pooled = resize_mask(mask, size)
+    if was_pooled:
+        remarks.add(POOLED, str(path))
+    return png(Image.fromarray(small.astype(np.uint8) * 255))
 
 
 def render_in_order(images: Iterable[SourceImage], form: Rendition, num_workers: int) -> Iterator[Rendered]:

@@ -117,6 +117,11 @@ def stop_now() -> None:
     """End this process and its companions, because it was asked to stop where there is nothing to save."""
     error = UserError("asked to stop while no steps were done; start the same command again to go on.")
     error.exit_code = EXIT_STOPPED
+    end_all(error)
+
+
+def end_all(error: UserError) -> None:
+    """End this process at once, from any thread, and its companions with it."""
     if _notes is not None:
         _notes.leave(error)
     end_now(error)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from fmad_dist.base.errors import without_secrets
+from fmad_dist.base.secrets import without_secrets
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress

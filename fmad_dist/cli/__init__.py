@@ -27,7 +27,26 @@ from fmad_dist.base.process import (
 )
 from fmad_dist.base.stopping import serve_stop_signal
 from fmad_dist.base.world import is_launched
-from fmad_dist.cli import bench, calibrate, config, data, demo, evaluate, export, predict, registry, train
+from fmad_dist.cli import (
+    bench,
+    calibrate,
+    compare,
+    config,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    follow,
+    predict,
+    registry,
+    report,
+    serve,
+    status,
+    sync,
+    train,
+    view,
+)
 from fmad_dist.launch.commands import BOUND
 
 
@@ -44,20 +63,20 @@ class Commands(TyperGroup):
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.command()(train.train)
-app.command()(train.doctor)
+app.command()(doctor.doctor)
 app.command()(export.export)
 app.command()(export.export_onnx)
 app.command()(calibrate.calibrate)
 app.command()(evaluate.evaluate)
-app.command()(train.follow)
-app.command()(evaluate.compare)
-app.command()(evaluate.report)
+app.command()(follow.follow)
+app.command()(compare.compare)
+app.command()(report.report)
 app.add_typer(bench.app, name="bench")
 app.command()(predict.predict)
-app.command()(predict.view)
-app.command()(predict.serve)
-app.command()(train.status)
-app.command()(train.sync)
+app.command()(view.view)
+app.command()(serve.serve)
+app.command()(status.status)
+app.command()(sync.sync)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(registry.app, name="registry")

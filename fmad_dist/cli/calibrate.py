@@ -13,6 +13,7 @@ from fmad_dist.base.errors import UserError
 from fmad_dist.cli import options
 
 if TYPE_CHECKING:
+    from fmad_dist.detector.fit import GivenNormals
     from fmad_dist.scoring.calibration import Calibration
 
 SPLITS = ("train", "val", "test")
@@ -64,13 +65,9 @@ def calibrate(
     if out.resolve() == Path(found.folder).resolve():
         raise UserError(f"--out {out}: holds the model itself, which stays as it is; choose another folder.")
 
-    from fmad_dist.base.world import World
     from fmad_dist.config.run import CalibrationConfig
-    from fmad_dist.detector.detector import Detector
-    from fmad_dist.detector.fit import recalibrate
     from fmad_dist.prediction.normal_images import find_normals
     from fmad_dist.storage.scratch import check_empty
-    from fmad_dist.stream.reader import BadSample
 
     check_empty(out, "--out", overwrite)
     holdout, names = _holdout(run, Path(found.folder)), found.spec.class_names
@@ -78,6 +75,24 @@ def calibrate(
     empty = [name for number, name in enumerate(names) if number not in normals.class_numbers]
     if empty and strict:
         raise UserError(f"--strict: no images of {', '.join(empty)}; give some, or leave --strict out.")
+    before = found.spec.calibration
+    rate = false_alarm_rate or (before or CalibrationConfig()).false_alarm_rate
+    after = _fit(found.folder, normals, rate, max_bad, out)
+    typer.echo("\n".join(_lines(names, empty, before, after)))
+    enough = math.ceil(1.0 / rate)
+    few = [name for name, count in zip(names, after.num_images, strict=True) if count < enough]
+    if few:
+        warn(f"fewer than {enough} images of {', '.join(few)}: their thresholds assume normally distributed scores")
+    typer.echo(f"{out}: thresholds at a false-alarm rate of {rate:g}")
+
+
+def _fit(model: str, normals: "GivenNormals", rate: float, max_bad: int, out: Path) -> "Calibration":
+    """Write the model with other thresholds to `out`; returns them. Up to `max_bad` damaged images are left out."""
+    from fmad_dist.base.world import World
+    from fmad_dist.detector.detector import Detector
+    from fmad_dist.detector.fit import recalibrate
+    from fmad_dist.stream.reader import BadSample
+
     bad: list[BadSample] = []
 
     def note_bad(new: list[BadSample]) -> None:
@@ -85,20 +100,12 @@ def calibrate(
         if len(bad) > max_bad:
             raise UserError(f"{len(bad)} images cannot be read and --max-bad allows {max_bad}; {bad[0]}")
 
-    before = found.spec.calibration
-    rate = false_alarm_rate or (before or CalibrationConfig()).false_alarm_rate
-    detector = recalibrate(Detector.load(found.folder).move_to(World().device), normals, note_bad, rate)
+    detector = recalibrate(Detector.load(model).move_to(World().device), normals, note_bad, rate)
     detector.save(out)
-    after = detector.spec.calibration
-    assert after is not None
-    typer.echo("\n".join(_lines(names, empty, before, after)))
     if bad:
         warn(f"{len(bad)} images were left out; {bad[0]}")
-    enough = math.ceil(1.0 / rate)
-    few = [name for name, count in zip(names, after.num_images, strict=True) if count < enough]
-    if few:
-        warn(f"fewer than {enough} images of {', '.join(few)}: their thresholds assume normally distributed scores")
-    typer.echo(f"{out}: thresholds at a false-alarm rate of {rate:g}")
+    assert detector.spec.calibration is not None
+    return detector.spec.calibration
 
 
 def _holdout(run: str | None, folder: Path) -> float | None:

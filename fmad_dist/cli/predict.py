@@ -1,6 +1,5 @@
-"""`fmad predict`, `view` and `serve`: images that nobody has labelled, from files, on a page, and from requests."""
+"""`fmad predict`: images that nobody has labelled."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,31 +63,3 @@ def predict(
         typer.echo(f"{summary.num_images} images, {summary.num_anomalous} anomalous: {out}/{TABLE_NAME}")
         if summary.num_unreadable:
             raise UserError(f"{summary.num_unreadable} images could not be scored, first: {summary.first_error}")
-
-
-def view(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="Folder or URL of a prediction or an evaluation.")],
-    data: Annotated[list[str] | None, typer.Option(help="URL of a converted dataset, for its images.")] = None,
-    maps: Annotated[str | None, typer.Option("--maps", help="What an evaluation was given as --maps.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 = a free one.")] = 0,
-    endpoint_url: options.EndpointUrl = None,
-) -> None:
-    """Look through scored images in a browser, on this machine only; Ctrl-C ends it."""
-    from fmad_dist.view.results import open_results
-    from fmad_dist.view.server import serve
-
-    serve(open_results(results, data or (), maps), port, lambda url: typer.echo(f"{url}   (Ctrl-C ends)"))
-
-
-def serve(
-    model: options.Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 = all of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
-    copies: Annotated[int, typer.Option(min=1, help="Processes that answer, each with a detector of its own.")] = 1,
-    tracking_uri: options.TrackingUri = None,
-    endpoint_url: options.EndpointUrl = None,
-) -> None:
-    """Answer requests with images over HTTP as `mlflow models serve` does, from files that were checked."""
-    from fmad_dist.serving.server import serve as run
-
-    run(Path(options.find_model(model, tracking_uri).folder), host, port, copies)

@@ -14,7 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import fmad_dist
-from fmad_dist.base.errors import UserError, first_line, holds_secret
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.base.secrets import holds_secret
 from fmad_dist.config.run import RunConfig
 from fmad_dist.config.scorers import UNKNOWN_KEY, UNKNOWN_SCORER, ScorerConfig
 

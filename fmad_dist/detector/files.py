@@ -24,7 +24,7 @@ from fmad_dist.networks.build import NetworkSpec
 from fmad_dist.scoring.calibration import Calibration
 from fmad_dist.storage import Store
 from fmad_dist.storage.scratch import passing_folder
-from fmad_dist.tracking.server import download_model
+from fmad_dist.tracking.registered_files import download_model
 
 SPEC_NAME = "detector.json"
 WEIGHTS_NAME = "weights.safetensors"

@@ -48,7 +48,7 @@ def raw_mask(data: bytes, where: object) -> np.ndarray:
 def is_lossy(data: bytes) -> bool:
     """Whether an image file is of a format that changes pixels when it is written."""
     jpeg, webp = data[:2] == b"\xff\xd8", data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return jpeg or (webp and b"VP8L" not in data[:64])
+    return jpeg or (webp and b"VP8L" not in data)
 
 
 def has_alpha(image: Image.Image) -> bool:

@@ -17,7 +17,8 @@ from fmad_dist.registry.evidence import evaluation_of, measure_parity, read_evid
 from fmad_dist.registry.gate import Decision, Evidence, Gate, Parity, decide
 from fmad_dist.storage.lease import Owner
 from fmad_dist.tracking.database import failures
-from fmad_dist.tracking.server import FILES_TAG, aliased, answered, download_model, registry_client, uri_of, version_of
+from fmad_dist.tracking.registered_files import FILES_TAG, download_model
+from fmad_dist.tracking.server import aliased, answered, registry_client, uri_of, version_of
 
 CHAMPION, PREVIOUS = "champion", "previous"
 DECISION_TAG, REPLACED_TAG, ROLLED_BACK_TAG = "fmad.decision", "fmad.replaced", "fmad.rolled_back"

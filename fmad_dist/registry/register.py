@@ -17,8 +17,9 @@ from fmad_dist.config.run import RunConfig
 from fmad_dist.storage import Store
 from fmad_dist.tracking.database import failures
 from fmad_dist.tracking.record import RunRecord
+from fmad_dist.tracking.registered_files import FILES_TAG, file_digests
 from fmad_dist.tracking.runs import MAX_TAG, REGISTERED_NAME, TrackedRun
-from fmad_dist.tracking.server import FILES_TAG, connect, file_digests, tracking_uri
+from fmad_dist.tracking.server import connect, tracking_uri
 
 LINEAGE_NAME = "lineage.json"
 # Entries of the lineage that are tags too, for lists and searches.

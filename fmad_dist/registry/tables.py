@@ -13,7 +13,8 @@ from fmad_dist.registry.evidence import evaluation_of, read_evidence
 from fmad_dist.registry.gate import Check, Decision
 from fmad_dist.registry.promotion import DECISION_TAG, REPLACED_TAG, ROLLED_BACK_TAG, SUFFIX
 from fmad_dist.registry.register import LINEAGE_NAME
-from fmad_dist.tracking.server import answered, download_model, registry_client, uri_of, version_of
+from fmad_dist.tracking.registered_files import download_model
+from fmad_dist.tracking.server import answered, registry_client, uri_of, version_of
 
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")
 

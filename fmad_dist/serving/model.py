@@ -18,7 +18,7 @@ from fmad_dist.detector.detector import Detector
 from fmad_dist.images.codec import png
 from fmad_dist.serving.request_images import URLS_VARIABLE, ImageReader
 from fmad_dist.serving.service import RequestOptions, Service
-from fmad_dist.tracking.server import check_served
+from fmad_dist.tracking.registered_files import check_served
 
 
 class DetectorModel(PythonModel):

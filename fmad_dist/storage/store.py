@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from fmad_dist.base.errors import UserError, first_line, holds_secret
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.base.secrets import holds_secret
 from fmad_dist.storage.conditional import put_if
 from fmad_dist.storage.faults import explain, with_retries
 from fmad_dist.storage.ranges import ByteRange, read_ranges

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fmad_dist.base.errors import UserError, first_line, without_secrets
+from fmad_dist.base.errors import UserError, first_line
+from fmad_dist.base.secrets import without_secrets
 from fmad_dist.storage.scratch import folder_lock, sync_folder
 
 SQLITE = "sqlite:///"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fmad_dist.base.console import warn
-from fmad_dist.base.errors import UserError, first_line, without_secrets
+from fmad_dist.base.errors import UserError, first_line
 from fmad_dist.base.process import ERROR_FILE
+from fmad_dist.base.secrets import without_secrets
 from fmad_dist.base.version import code_commit
 from fmad_dist.config.files import flat_config
 from fmad_dist.config.run import RunConfig

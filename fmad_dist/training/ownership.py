@@ -1,11 +1,10 @@
 """That a run belongs to one job: its folder, and the folder of its checkpoints, which another `output` may share."""
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from fmad_dist.base.process import leave_message
+from fmad_dist.base.companions import end_all
+from fmad_dist.base.errors import UserError
 from fmad_dist.base.world import World
 from fmad_dist.config.run import RunConfig
 from fmad_dist.storage import Store
@@ -40,8 +39,5 @@ def _leases(config: RunConfig) -> list[Lease]:
 
 
 def _end(text: str) -> None:
-    """End this process at once, before it touches what is another job's now; the launcher ends the other ranks."""
-    if not leave_message(text, 2):
-        sys.stderr.write(f"error: {text}\n")
-    sys.stderr.flush()
-    os._exit(2)
+    """End all ranks, before they touch what is another job's now."""
+    end_all(UserError(text))

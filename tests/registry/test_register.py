@@ -24,8 +24,9 @@ from fmad_dist.registry.register import register_run, register_trained
 from fmad_dist.registry.tables import show_version
 from fmad_dist.report.result_files import EVALUATION_FILES
 from fmad_dist.tracking.record import RunRecord
+from fmad_dist.tracking.registered_files import download_model
 from fmad_dist.tracking.runs import TrackedRun
-from fmad_dist.tracking.server import connect, download_model, named_version, tracking_uri
+from fmad_dist.tracking.server import connect, named_version, tracking_uri
 
 NAME = "inspector"
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_a_number_that_another_process_has_got_is_no_owner(tmp_path: Path) -> No
         pass
 
 
+def late_writing(store: Store) -> Callable[[str, bytes, bytes | None], bool]:
+    def write_if(name: str, data: bytes, seen: bytes | None) -> bool:
+        time.sleep(1.5)
+        return store.write_if(name, data, seen)
+
+    return write_if
+
+
 @pytest.mark.parametrize("url", ["local", "memory://lease"])
 def test_another_machine_is_watched(
     tmp_path: Path, url: str, hasty: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -85,7 +94,7 @@ def test_another_machine_is_watched(
         with pytest.raises(UserError, match="in use by another job"), of(store):
             pass
         assert "looking for up to" in capsys.readouterr().err
-        first.store.write_if = lambda *_: time.sleep(1.5) or type(store).write_if(store, *_)  # cut off for a while
+        first.store.write_if = late_writing(store)  # cut off for a while
         time.sleep(0.2)
         with of(store):
             deadline = time.monotonic() + 10.0
