@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ THRESHOLDS = (50_000, 20, 100)  # of the collector's generations; Python's own a
 SPINS = "1000"  # what GNU OpenMP itself takes where there are more threads than cores; else 300,000
 ERROR_FILE = "FMAD_ERROR_FILE"
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command goes on where it stopped
 EXIT_HUNG = 76
@@ -64,7 +66,8 @@ def own_exit_code(code: int) -> int:
 
 @contextmanager
 def as_rank() -> Iterator[None]:
-    """Around the work of a rank that `fmad` started; the process ends after it, or with its parent.
+    """Around the work of a rank that `fmad` started, which ends with its parent. Where it fails the process ends here;
+    else it has nothing more to do but to return, which tells the launcher that it succeeded.
 
     Bad input ends it with one sentence, left for the parent. What breaks after another rank has left one is a
     consequence: no traceback is shown, and the exit code is the other's.
@@ -86,10 +89,14 @@ def as_rank() -> Iterator[None]:
         if told is not None and leave_message(str(told), told.exit_code):
             end_process(told.exit_code)
         left = _message_path()
-        if left is None or not left.exists():
-            raise
-        code = json.loads(left.read_text())["code"]
-    end_process(own_exit_code(code))  # a thread of a library, left to itself, may abort what ends otherwise
+        known = left is not None and left.exists()
+        if not known:
+            traceback.print_exc()
+        code = json.loads(left.read_text())["code"] if left is not None and known else 1
+    code = own_exit_code(code)
+    if code:
+        end_process(code)
+    _finish()
 
 
 def die_with_parent() -> None:
@@ -98,8 +105,17 @@ def die_with_parent() -> None:
     Launched processes have sessions of their own: without this, killing the whole process group of a command would
     leave them at work beside those of the next start.
     """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def name_process(name: str) -> None:
+    """Give this process a name of up to 15 ASCII characters for `top`, `ps` and the like (Linux)."""
+    _prctl(PR_SET_NAME, name.encode())
+
+
+def _prctl(option: int, value: int | bytes) -> None:
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def _message_path() -> Path | None:
@@ -175,9 +191,13 @@ def end_now(code: int) -> NoReturn:
 def end_process(code: int) -> NoReturn:
     """End this process, and leave its modules to the operating system: threads end, exit handlers run, output is
     written, as at the end of a child of `multiprocessing`."""
+    _finish()
+    os._exit(code)
+
+
+def _finish() -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     with suppress(BrokenPipeError):  # whoever read it has left
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)

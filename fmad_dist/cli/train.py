@@ -57,5 +57,8 @@ def train(
     from fmad_dist.training.preflight import check_job
 
     check = partial(check_job, resolved)
-    if run_job(job, resolved, processes, check=check, max_restarts=max_restarts, needs_launcher=True):
+    libraries = "fmad_dist.training.libraries"
+    if run_job(
+        job, resolved, processes, check=check, max_restarts=max_restarts, needs_launcher=True, libraries=libraries
+    ):
         typer.echo(f"run directory: {resolved.run_dir}")

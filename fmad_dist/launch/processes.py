@@ -1,7 +1,13 @@
-"""Do a job on several processes: local ones, started as `accelerate launch` would, or those that it has started."""
+"""Do a job on several processes: local ones, or those that `accelerate launch` has started.
+
+Local ones are torch's own launcher's. On a CPU they are copies of one process that has imported what they need, so that
+this is done once and not by each of them, nor again when they are started again; benchmarks/startup has the figures.
+GPUs do not survive such a copy, and their machines have a core for each rank.
+"""
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,17 +17,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmad_dist.base.companions import ending_together
-from fmad_dist.base.deepspeed import import_deepspeed
 from fmad_dist.base.errors import UserError
-from fmad_dist.base.process import ERROR_FILE, EXIT_STOPPED, JobFailed
+from fmad_dist.base.process import EXIT_STOPPED, JobFailed
 from fmad_dist.base.stopping import STOP
 from fmad_dist.base.world import World, is_launched
-from fmad_dist.launch.rank import Job, Options, write_job
+from fmad_dist.launch.rank import NAME, Job, Options, run_rank
 
-ACCELERATE_CONFIG = Path(__file__).with_name("accelerate.yaml")
-RANK_MODULE = "fmad_dist.launch.rank"
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+TEMPLATE_MODULE = "fmad_dist.launch.template"
 
 
 def run_job(
@@ -32,12 +40,14 @@ def run_job(
     check: Callable[[int], object] | None = None,
     max_restarts: int = 0,
     needs_launcher: bool = False,
+    libraries: str | None = None,
 ) -> bool:
     """Do `job(options, world)` on every rank. True where the command goes on with what follows the work: in the
     process that a user started, and in the main rank of those that a launcher started.
 
     Such a rank does its part. Otherwise `check` is called with the number of local processes (`processes`, None =
     `default_processes`), which are then started; a single one is this process itself unless the job `needs_launcher`.
+    `libraries` is a module that imports what they will need besides what this process has imported.
 
     Raises:
         UserError: bad input; of ranks of our own, see `launch`.
@@ -59,7 +69,7 @@ def run_job(
     with _stop_signal_noted() as asked:  # for the ranks, which are not there yet
         if check is not None:
             check(count)
-        launch(job, options, count, max_restarts, asked)
+        launch(job, options, count, max_restarts, asked, libraries)
     return True
 
 
@@ -83,7 +93,14 @@ def default_processes() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def launch(job: Job[Options], options: Options, processes: int, max_restarts: int, asked: threading.Event) -> None:
+def launch(
+    job: Job[Options],
+    options: Options,
+    processes: int,
+    max_restarts: int,
+    asked: threading.Event,
+    libraries: str | None = None,
+) -> None:
     """Do the job on `processes` new processes and wait for them.
 
     When one of them dies, all are started again, up to `max_restarts` times, unless it met bad input. They are sent
@@ -93,22 +110,18 @@ def launch(job: Job[Options], options: Options, processes: int, max_restarts: in
         UserError: a process met bad input, hung or stopped on request; the sentence and the exit code are its own.
         JobFailed: a process died in another way.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
 
-    words = ["--config_file", str(ACCELERATE_CONFIG), "--num_processes", str(processes)]
-    words += ["--main_process_port", str(_free_port()), "--max_restarts", str(max_restarts)]
     title = job.__name__.removeprefix("run_")
+    _set_environment(processes)
+    settings = _settings(processes, max_restarts, libraries)
     with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch:
-        message, file = Path(scratch) / "error", Path(scratch) / f"{title}.json"
-        write_job(file, job, options)
-        _set_environment(processes, message)
-        import_deepspeed()  # as accelerate would
-        ended = threading.Event()
-        threading.Thread(target=_pass_on, args=(file, asked, ended), name="pass-on", daemon=True).start()
+        message, ended = Path(scratch) / "error", threading.Event()
+        threading.Thread(target=_pass_on, args=(asked, ended), name="pass-on", daemon=True).start()
         try:
-            launch_command(launch_command_parser().parse_args([*words, "--module", RANK_MODULE, str(file)]))
+            elastic_launch(settings, run_rank)(job, options, message)
             _raise_message(message, only=EXIT_STOPPED)
         except ChildFailedError as error:
             _raise_message(message)
@@ -121,7 +134,29 @@ def launch(job: Job[Options], options: Options, processes: int, max_restarts: in
             raise JobFailed(f"{title} was ended by {error.sigval.name}") from None
         finally:
             ended.set()
-            os.environ.pop(ERROR_FILE, None)
+
+
+def _settings(processes: int, max_restarts: int, libraries: str | None) -> "LaunchConfig":
+    """Of torch's launcher; the process that ranks are copies of is told what to import."""
+    import torch
+    from torch.distributed.launcher.api import LaunchConfig
+
+    copies = sys.platform == "linux" and not torch.cuda.is_available()
+    if copies:
+        own = [name for name in sys.modules if name.split(".")[0] in ("fmad_dist", "data_tools")]
+        more = [libraries] if libraries else []
+        multiprocessing.get_context("forkserver").set_forkserver_preload([TEMPLATE_MODULE, *more, *own])
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="fmad",
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
+        rdzv_configs={"rank": 0},
+        max_restarts=max_restarts,
+        start_method="forkserver" if copies else "spawn",
+    )
 
 
 def _raise_message(path: Path, only: int | None = None) -> None:
@@ -136,9 +171,8 @@ def _raise_message(path: Path, only: int | None = None) -> None:
         raise error from None
 
 
-def _pass_on(file: Path, asked: threading.Event, ended: threading.Event) -> None:
-    """Take SIGUSR1, and once it was `asked` send it to each rank of this launch, also to those that start later; they
-    have its file in their command lines."""
+def _pass_on(asked: threading.Event, ended: threading.Event) -> None:
+    """Take SIGUSR1, and once it was `asked` send it to each rank, also to those that start later."""
     import psutil
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
@@ -146,17 +180,16 @@ def _pass_on(file: Path, asked: threading.Event, ended: threading.Event) -> None
     while not ended.wait(0.1):
         if not asked.is_set():
             continue
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):  # it has just ended
-                if child.pid not in told and str(file) in child.cmdline():
+                if child.pid not in told and child.name().startswith(NAME):
                     child.send_signal(signal.SIGUSR1)
                     told.add(child.pid)
 
 
-def _set_environment(processes: int, message: Path) -> None:
+def _set_environment(processes: int) -> None:
     import torch
 
-    os.environ[ERROR_FILE] = str(message)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"

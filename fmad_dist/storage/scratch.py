@@ -61,10 +61,13 @@ def check_empty(folder: Path, setting: str, overwrite: bool) -> None:
 
 def open_scratch(folder: Path | None, suffix: str = "") -> tuple[int, Path]:
     """A new locked scratch file in `folder` (None: the system's temporary folder): its descriptor and its path."""
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=suffix, dir=folder)
-    with suppress(OSError):  # a filesystem without locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return handle, Path(name)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=suffix, dir=folder)
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # somebody took it for abandoned before it was locked
 
 
 def passing_folder(prefix: str) -> Path:
@@ -74,14 +77,15 @@ def passing_folder(prefix: str) -> Path:
     return folder
 
 
-def is_abandoned(path: Path) -> bool:
-    """Whether no living process holds this scratch file."""
+def remove_if_abandoned(path: Path) -> bool:
+    """Remove a scratch file that no living process holds; returns whether this was one."""
     try:
         handle = os.open(path, os.O_RDWR)  # NFS gives no lock on what is open for reading alone
     except OSError:
         return False  # it went away meanwhile, or is not ours to touch
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)  # while it is locked, or a new owner could lock it in between
     except OSError:
         return False
     finally:
@@ -91,10 +95,7 @@ def is_abandoned(path: Path) -> bool:
 
 def remove_abandoned(found: Iterable[Path]) -> int:
     """Remove the scratch files among these paths that no living process holds; returns how many there were."""
-    leftovers = [path for path in found if path.is_file() and is_abandoned(path)]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+    return sum(remove_if_abandoned(path) for path in found if path.is_file())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from fmad_dist.config.files import load_config
 from fmad_dist.detector.completeness import what_lacks
 from fmad_dist.detector.files import read_spec
+from fmad_dist.launch.rank import NAME
 from fmad_dist.training.checkpoint import Checkpoints
 from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, launched, train
 from tests.integration.test_training_jobs import kill_when
@@ -52,7 +53,7 @@ class Background:
         found = []
         for one in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.Error):  # it just ended
-                if any(word.endswith("/train.json") for word in one.cmdline()):
+                if one.name().startswith(NAME):
                     found.append(one)
         return found
 

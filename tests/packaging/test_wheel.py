@@ -90,7 +90,7 @@ def test_the_wheel_holds_what_belongs_to_fmad(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"fmad_dist", "data_tools", f"fmad_dist-{VERSION}.dist-info"}
     wanted = files_of("fmad_dist", "data_tools") | {f"fmad_dist/{name}" for name in files_of("configs")}
     assert {name for name in names if ".dist-info/" not in name} == wanted
-    some = ["report/published.yaml", "report/templates/report.html.j2", "view/page/page.html", "launch/accelerate.yaml"]
+    some = ["report/published.yaml", "report/templates/report.html.j2", "view/page/page.html"]
     assert {f"fmad_dist/{name}" for name in [*some, "configs/demo.yaml"]} <= wanted
 
 
