@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install lock audit clean
 
 install: $(STAMP)
 
@@ -27,6 +27,17 @@ test: lint
 # `make demo` makes its own data; `make demo DATA=/path/to/mvtec_ad` takes a real tree in the MVTec AD layout.
 demo: install
 	$(BIN)/fmad demo $(if $(DATA),--source $(DATA))
+
+# Versions and hashes again, of what pyproject.toml asks for; `make lock UPGRADE=--upgrade` takes the newest versions.
+lock: install
+	@UV="$$(command -v uv || echo $(PYTHON) -m uv)"; \
+	  $$UV pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command 'make lock' --output-file constraints.txt --quiet $(UPGRADE)
+
+# Known vulnerabilities of those versions; needs a network that reaches the advisory data of PyPI.
+audit: install
+	@UV="$$(command -v uv || echo $(PYTHON) -m uv)"; \
+	  $$UV tool run pip-audit --requirement constraints.txt --disable-pip
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
