@@ -59,15 +59,15 @@ class JobFailed(RuntimeError):
 
 
 def own_exit_code(code: int) -> int:
-    """The exit code of this process where the job ends with `code`. A rank that stopped on request ends with 0, or its
-    launcher would start it again; the parent ends with 75."""
-    return 0 if code == EXIT_STOPPED and is_launched() else code
+    """The exit code of this process where the job ends with `code`: a rank of `accelerate launch` that stopped on
+    request ends with 0, or it would be started again."""
+    return 0 if code == EXIT_STOPPED and is_launched() and _message_path() is None else code
 
 
 @contextmanager
 def as_rank() -> Iterator[None]:
     """Around the work of a rank that `fmad` started, which ends with its parent. Where it fails the process ends here;
-    else it has nothing more to do but to return, which tells the launcher that it succeeded.
+    else, and where it stopped on request, it has nothing more to do but to return, and no other rank is ended for it.
 
     Bad input ends it with one sentence, left for the parent. What breaks after another rank has left one is a
     consequence: no traceback is shown, and the exit code is the other's.
@@ -75,6 +75,7 @@ def as_rank() -> Iterator[None]:
     die_with_parent()
     share_cores()
     spare_collector()
+    signal.signal(signal.SIGINT, lambda number, frame: end_now(EXIT_INTERRUPTED))  # whoever started it says so
     code = 0
     try:
         yield
@@ -82,8 +83,6 @@ def as_rank() -> Iterator[None]:
         if not leave_message(str(error), error.exit_code):
             sys.stderr.write(f"{prefix(error)}: {error}\n")
         code = error.exit_code
-    except KeyboardInterrupt:  # whoever started it says so
-        end_now(EXIT_INTERRUPTED)
     except Exception as error:
         told = full_disk(error) if isinstance(error, OSError) else None
         if told is not None and leave_message(str(told), told.exit_code):
@@ -93,8 +92,7 @@ def as_rank() -> Iterator[None]:
         if not known:
             traceback.print_exc()
         code = json.loads(left.read_text())["code"] if left is not None and known else 1
-    code = own_exit_code(code)
-    if code:
+    if code not in (0, EXIT_STOPPED):
         end_process(code)
     _finish()
 
@@ -119,9 +117,9 @@ def _prctl(option: int, value: int | bytes) -> None:
 
 
 def _message_path() -> Path | None:
-    """Where a process of this start leaves its sentence, if the parent listens."""
+    """Where this process leaves its sentence, if the parent listens."""
     path = os.environ.get(ERROR_FILE)
-    return Path(f"{path}.{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}.json") if path else None
+    return Path(path) if path else None
 
 
 def prefix(error: UserError) -> str:
@@ -133,7 +131,7 @@ def leave_message(text: str, code: int) -> bool:
     path = _message_path()
     if path is None or not path.parent.is_dir():
         return False
-    scratch = path.with_suffix(f".{os.getpid()}")
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         scratch.write_text(json.dumps({"text": text, "code": code}))
         os.link(scratch, path)  # the first one wins, and the parent never reads half a sentence

@@ -14,14 +14,14 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmad_dist.base.companions import ending_together
 from fmad_dist.base.errors import UserError
-from fmad_dist.base.process import EXIT_STOPPED, JobFailed
+from fmad_dist.base.process import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, JobFailed
 from fmad_dist.base.stopping import STOP
 from fmad_dist.base.world import World, is_launched
 from fmad_dist.launch.rank import NAME, Job, Options, run_rank
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 TEMPLATE_MODULE = "fmad_dist.launch.template"
+FINAL = (EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED)  # another start would end in the same way
 
 
 def run_job(
@@ -116,27 +117,26 @@ def launch(
 
     title = job.__name__.removeprefix("run_")
     _set_environment(processes)
-    settings = _settings(processes, max_restarts, libraries)
-    with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch:
-        message, ended = Path(scratch) / "error", threading.Event()
-        threading.Thread(target=_pass_on, args=(asked, ended), name="pass-on", daemon=True).start()
-        try:
-            elastic_launch(settings, run_rank)(job, options, message)
-            _raise_message(message, only=EXIT_STOPPED)
-        except ChildFailedError as error:
-            _raise_message(message)
-            rank, failure = error.get_first_failure()
-            raise JobFailed(f"rank {rank} of {title} ended with exit code {failure.exitcode}") from None
-        except SignalException as error:
-            if error.sigval is signal.SIGINT:
-                raise KeyboardInterrupt from None
-            _raise_message(message)
-            raise JobFailed(f"{title} was ended by {error.sigval.name}") from None
-        finally:
-            ended.set()
+    with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch, _passed_on(asked):
+        for start in range(max_restarts + 1):
+            message = Path(scratch) / f"error-{start}.json"
+            try:
+                elastic_launch(_settings(processes, libraries), run_rank)(job, options, message)
+                _raise_message(message, only=(EXIT_STOPPED,))
+                return
+            except ChildFailedError as error:
+                _raise_message(message, only=FINAL if start < max_restarts else ())
+                rank, failure = error.get_first_failure()
+                died = JobFailed(f"rank {rank} of {title} ended with exit code {failure.exitcode}")
+            except SignalException as error:
+                if error.sigval is signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                _raise_message(message)
+                raise JobFailed(f"{title} was ended by {error.sigval.name}") from None
+    raise died
 
 
-def _settings(processes: int, max_restarts: int, libraries: str | None) -> "LaunchConfig":
+def _settings(processes: int, libraries: str | None) -> "LaunchConfig":
     """Of torch's launcher; the process that ranks are copies of is told what to import."""
     import torch
     from torch.distributed.launcher.api import LaunchConfig
@@ -154,25 +154,34 @@ def _settings(processes: int, max_restarts: int, libraries: str | None) -> "Laun
         rdzv_backend="static",
         rdzv_endpoint=f"127.0.0.1:{_free_port()}",
         rdzv_configs={"rank": 0},
-        max_restarts=max_restarts,
+        max_restarts=0,
         start_method="forkserver" if copies else "spawn",
     )
 
 
-def _raise_message(path: Path, only: int | None = None) -> None:
-    """The sentence that a process of the last start left, if one did (and it is about this exit code)."""
-    left = sorted(path.parent.glob(f"{path.name}.*.json"), key=lambda one: int(one.name.split(".")[1]))
-    if left:
-        body = json.loads(left[-1].read_text())
-        if only not in (None, body["code"]):
+def _raise_message(path: Path, only: Collection[int] = ()) -> None:
+    """The sentence that a process left, if one did (and it is about one of these exit codes)."""
+    if path.is_file():
+        body = json.loads(path.read_text())
+        if only and body["code"] not in only:
             return
         error = UserError(body["text"])
         error.exit_code = body["code"]
         raise error from None
 
 
+@contextmanager
+def _passed_on(asked: threading.Event) -> Iterator[None]:
+    """Inside the block, SIGUSR1 goes to every rank once it was `asked`, also to those that start later."""
+    ended = threading.Event()
+    threading.Thread(target=_pass_on, args=(asked, ended), name="pass-on", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def _pass_on(asked: threading.Event, ended: threading.Event) -> None:
-    """Take SIGUSR1, and once it was `asked` send it to each rank, also to those that start later."""
     import psutil
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
@@ -194,7 +203,9 @@ def _set_environment(processes: int) -> None:
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes huge pages: fewer faults in every step
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:  # each has a level of its own
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.stdout.flush()
 
 

@@ -21,6 +21,7 @@ from fmad_dist.base.errors import UserError, first_line
 from fmad_dist.images.codec import png
 from fmad_dist.registry.gate import Evidence, Parity
 from fmad_dist.report.result_files import EVALUATION_FILES
+from fmad_dist.storage.store import from_anywhere
 from fmad_dist.tracking.database import failures
 from fmad_dist.tracking.runs import NOTE_NAME, REGISTERED_NAME
 from fmad_dist.tracking.server import PREFIX, answered, client_at, full_uri, registry_client, uri_of, version_of
@@ -57,7 +58,7 @@ def log_evaluation(
     version = version_of(client, uri)
     folder = f"evaluation/version-{version.version}"
     digests = {name: hashlib.sha256((results / name).read_bytes()).hexdigest() for name in BOUND_FILES}
-    where = [url if "://" in url else str(Path(url).resolve()) for url in manifests]  # who promotes may be elsewhere
+    where = list(map(from_anywhere, manifests))  # who promotes may be elsewhere
     evaluated = Evaluated(folder, digests, weights_sha256, dict(tested_on), where)
     means = {f"test_{name}": value for name, value in body["mean"].items() if isinstance(value, float)}
     try:

@@ -15,6 +15,7 @@ from fmad_dist.base.version import code_version
 from fmad_dist.config.files import load_config
 from fmad_dist.config.run import RunConfig
 from fmad_dist.storage import Store
+from fmad_dist.storage.store import from_anywhere
 from fmad_dist.tracking.database import failures
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.registered_files import FILES_TAG, file_digests
@@ -149,7 +150,7 @@ def write_lineage(detector: Path, config: RunConfig, run_id: str, run_tags: Mapp
         "code": run_tags.get("mlflow.source.git.commit") or "not known",
         "registered_by": code_version(),
         "data": spec["manifest_digests"],
-        "manifests": list(config.data.manifests),
+        "manifests": list(map(from_anywhere, config.data.manifests)),
         "licences": spec["licences"],
         "licence_note": licence_note(spec["licences"]),
         "backbone": spec["features"]["backbone"],

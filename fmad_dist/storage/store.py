@@ -295,6 +295,11 @@ def _remove_together(fs: Any, paths: list[str]) -> None:
             fs.rm_file(path)
 
 
+def from_anywhere(url: str) -> str:
+    """The same place for a reader in another working directory; a path that is not there stays as it is."""
+    return str(Path(url).resolve()) if "://" not in url and Path(url).exists() else url
+
+
 def use_endpoint(url: str | None) -> None:
     """Send the S3 requests of this process, and of those it starts, to `url` (None: as the environment says).
 

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from data_tools.conversion.convert import Conversion, convert
+from fmad_dist.launch.rank import NAME
 
 LAUNCHER = Path(__file__).parents[2] / "launcher"
 SIDE = 64
@@ -119,6 +120,16 @@ def launched(script: Path, *arguments: str, **environment: str) -> subprocess.Co
 def train(job: Job, name: str, processes: int, *overrides: str, **environment: str) -> None:
     words = ("train", "--config", str(job.config()), "--processes", str(processes), f"name={name}", *overrides)
     fmad(*words, **environment)
+
+
+def ranks_of(pid: int) -> list[psutil.Process]:
+    """The ranks that a command has started and that live now."""
+    found = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):  # it just ended
+            if one.name().startswith(NAME):
+                found.append(one)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import tifffile
 import webdataset
@@ -22,7 +21,7 @@ from fmad_dist.prediction.results import TABLE_NAME, read_parquet
 from fmad_dist.scoring.inversion import InversionConfig
 from fmad_dist.storage import Store
 from fmad_dist.stream.mixture import Mixture
-from tests.integration.jobs import LAUNCH_SECONDS, LAUNCHER, SIDE, Job, fmad, launched
+from tests.integration.jobs import LAUNCH_SECONDS, LAUNCHER, SIDE, Job, fmad, launched, ranks_of
 
 pytestmark = pytest.mark.slow
 
@@ -107,10 +106,7 @@ def test_a_killed_evaluation_goes_on(job: Job, zero2: Path) -> None:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    for one in psutil.Process(process.pid).children(recursive=True):
-        if any(word.endswith("/evaluation.json") for word in one.cmdline()):
-            one.kill()
-            break
+    ranks_of(process.pid)[0].kill()
     assert process.wait(LAUNCH_SECONDS) == 1
     assert not (killed / "results.json").exists()
     assert not (killed / "maps" / "maps.json").exists()

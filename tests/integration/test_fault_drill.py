@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,8 @@ from safetensors.numpy import load_file
 from fmad_dist.config.files import load_config
 from fmad_dist.detector.completeness import what_lacks
 from fmad_dist.detector.files import read_spec
-from fmad_dist.launch.rank import NAME
 from fmad_dist.training.checkpoint import Checkpoints
-from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, launched, train
+from tests.integration.jobs import LAUNCH_SECONDS, Job, fmad, launched, ranks_of, train
 from tests.integration.test_training_jobs import kill_when
 
 pytestmark = pytest.mark.slow
@@ -50,12 +49,7 @@ class Background:
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes of now."""
-        found = []
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.Error):  # it just ended
-                if one.name().startswith(NAME):
-                    found.append(one)
-        return found
+        return ranks_of(self.process.pid)
 
 
 @contextmanager

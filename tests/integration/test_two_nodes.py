@@ -5,15 +5,18 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from s3fs import S3FileSystem
 
@@ -90,10 +93,10 @@ def mlflow_environment(nodes: tuple[str, str], bucket: str, database: str, tmp_p
     server.kill()
 
 
-def on_both(
+def start_on_both(
     nodes: Sequence[str], server: Radosgw, mlflow: dict[str, str], script: str, *words: str
-) -> list[tuple[int, str, str]]:
-    """`accelerate launch` of a script with one process per node; (exit code, output, errors) of each node."""
+) -> list[subprocess.Popen[str]]:
+    """`accelerate launch` of a script with one process per node."""
     running = []
     for rank, name in enumerate(nodes):
         command = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -108,11 +111,21 @@ def on_both(
         wrapped = ["ip", "netns", "exec", name, *command]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
         running.append(subprocess.Popen(wrapped, **pipes))  # type: ignore[call-overload]
+    return running
+
+
+def ends_of(running: Sequence[subprocess.Popen[str]], seconds: float = LAUNCH_SECONDS) -> list[tuple[int, str, str]]:
+    """(exit code, output, errors) of each node."""
     found = []
     for process in running:
-        output, errors = process.communicate(timeout=LAUNCH_SECONDS)
+        output, errors = process.communicate(timeout=seconds)
         found.append((process.returncode, output, errors))
     return found
+
+
+def on_both(*arguments: Any) -> list[tuple[int, str, str]]:
+    """Start on both nodes and wait."""
+    return ends_of(start_on_both(*arguments))
 
 
 def test_zero3_on_two_nodes_saves_to_s3_and_resumes_on_one(
@@ -180,3 +193,68 @@ def the_only_run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
     history = client.get_metric_history(run.info.run_id, "loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
     return str(run.info.run_id)
+
+
+def processes_on(node: str) -> list[psutil.Process]:
+    return [psutil.Process(int(pid)) for pid in ip("netns", "pids", node).stdout.split()]
+
+
+def rank_on(node: str) -> psutil.Process:
+    """The training process of a node: the child of its launcher."""
+    (rank,) = (one for one in processes_on(node) if one.cmdline()[1:2] == ["-u"])
+    return rank
+
+
+def test_a_node_of_two_dies_is_preempted_and_hangs(
+    nodes: tuple[str, str], radosgw: Radosgw, bucket: str, job: Job
+) -> None:
+    """The other node ends within seconds, whatever it waits for, and the same command goes on: no sample is lost."""
+    words = ("--config", str(job.config()), "name=lost", f"train.checkpoint_url={bucket}/checkpoints")
+    words += ("train.checkpoint_every=2", "train.steps=40", "train.hang_s=10")
+    metrics, checkpoints = job.run("lost") / "metrics.jsonl", Checkpoints(f"{bucket}/checkpoints/lost")
+
+    @contextmanager
+    def training(step: int) -> Iterator[list[subprocess.Popen[str]]]:
+        """Both nodes at work, `step` done."""
+        running = start_on_both(nodes, radosgw, {}, "train.py", *words)
+        try:
+            while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
+                assert running[0].poll() is None, running[0].communicate()
+                time.sleep(0.02)
+            yield running
+        finally:
+            for node in nodes:
+                for one in processes_on(node):
+                    one.kill()
+
+    with training(5) as running:
+        for one in processes_on(nodes[1]):
+            one.kill()
+        code, _, errors = ends_of(running[:1], 60)[0]
+    assert code == 1
+    assert "rank 0 died" in errors or "Connection" in errors, errors
+    saved = checkpoints.steps()[-1]
+    assert saved >= 4
+
+    with training(saved + 5) as running:
+        rank_on(nodes[1]).send_signal(signal.SIGUSR1)
+        ended = ends_of(running, 60)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert f"resumed lost at step {saved} from {bucket}/checkpoints/lost" in ended[0][1]
+    assert "stopped: lost was asked to stop and saved step" in ended[0][2]
+    saved = checkpoints.steps()[-1]
+    assert len(metrics.read_text().splitlines()) == saved
+
+    with training(saved + 3) as running:
+        stopped = rank_on(nodes[1])
+        stopped.suspend()
+        code, _, errors = ends_of(running[:1], 90)[0]
+        stopped.resume()  # the node is back, and alone
+        ends_of(running[1:], 60)
+    assert code == 1
+    assert "rank 0: no training step for 10 s after step" in errors
+
+    ended = on_both(nodes, radosgw, {}, "train.py", *words)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert len(job.losses("lost")) == 40
+    assert sorted(job.samples("lost")) == list(range(40 * 8))

@@ -60,5 +60,5 @@ def test_a_refusal_is_one_sentence_for_the_parent(tmp_path: Path, listens: bool)
     assert (ended.returncode, ended.stdout) == (2, "")
     sentence = "--limit: give a positive number."
     if listens:
-        assert json.loads(message.with_name("error.0.json").read_text()) == {"text": sentence, "code": 2}
+        assert json.loads(message.read_text()) == {"text": sentence, "code": 2}
     assert ended.stderr == ("" if listens else f"error: {sentence}\n")

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class Registry:
         )
         uri = register_tracked(self.tracked, self.config.run_dir / "detector")
         if image_auroc is not None:
-            log_evaluation(uri, self._results(image_auroc, nut, score), self.weights, self.digests, [self.url])
+            relative = os.path.relpath(self.url, self.scratch)
+            with chdir(self.scratch):  # whoever promotes is in another folder
+                log_evaluation(uri, self._results(image_auroc, nut, score), self.weights, self.digests, [relative])
         return uri
 
     def _results(self, image_auroc: float, nut: float | None, score: str) -> Path:

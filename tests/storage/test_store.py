@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fmad_dist.base.errors import UserError
 from fmad_dist.storage import TEMPORARY_PREFIX, Store
+from fmad_dist.storage.store import from_anywhere
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -215,3 +216,11 @@ def test_uploads_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Store, "upload", lambda self, path, name: (put(self, path, name), self.write(name, b"cut"))[1])
     with pytest.raises(UserError, match=r"memory://uploads/.*/y: differs"):
         store.upload_verified(local, "y", sha256)
+
+
+def test_a_place_is_named_for_readers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert from_anywhere("data") == str(tmp_path / "data")
+    for url in ("gone", "s3://bucket/data"):
+        assert from_anywhere(url) == url
