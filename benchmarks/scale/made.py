@@ -111,10 +111,11 @@ def make_cache(folder: Path, num_images: int) -> None:
     CacheFolder(Store(folder), {}, "made", CACHED).seal(shards)
 
 
-def scored_class(per_class: int) -> EvaluationState:
+def scored_class(per_class: int, bins: int = Protocol().histogram_bins) -> EvaluationState:
     """A class `made/class` of scored images, half of them with one of three types of defect."""
     rng = np.random.default_rng(0)
-    state, side = EvaluationState(Protocol()), Protocol().map_size
+    protocol = Protocol(histogram_bins=bins)
+    state, side = EvaluationState(protocol), protocol.map_size
     for number in range(per_class):
         label = number % 2
         found = rng.gamma(2.0, 1.0 + 0.2 * label, (side, side)).astype(np.float32)

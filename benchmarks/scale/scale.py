@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks.scale.made import CACHED, make_cache, make_dataset, parts, scored_class  # noqa: E402
 from fmad_dist.base.world import World  # noqa: E402
+from fmad_dist.config.protocol import Protocol  # noqa: E402
 
 SIZES = {  # images, classes or predictions: at first, in all, and per class
     "plan": (250_000, 10_000_000, 2_000),
@@ -131,13 +132,14 @@ def deviation(folder: Path, size: int, classes: int, peak: Peak) -> dict[str, An
 
 def evaluate(folder: Path, size: int, classes: int, peak: Peak) -> dict[str, Any]:
     """Merge what killed ranks left, compute the results and write the state."""
-    from fmad_dist.config.protocol import Protocol
     from fmad_dist.evaluation.evaluate import merged_state
     from fmad_dist.metrics.compute import compute_results
-    from fmad_dist.metrics.wire import encode_state
+    from fmad_dist.metrics.wire import decode_state, encode_state
 
     with peak.measured():
-        state = merged_state((path.read_bytes() for path in sorted((folder / "parts").iterdir())), Protocol())
+        found = sorted((folder / "parts").iterdir())
+        protocol = decode_state(found[0].read_bytes()).protocol
+        state = merged_state((path.read_bytes() for path in found), protocol)
         results = compute_results(state)
         data = encode_state(state)
         (folder / "state").write_bytes(data)
@@ -187,26 +189,26 @@ CASES: dict[str, Callable[[Path, int, int, Peak], dict[str, Any]]] = {
 }
 
 
-def make(case: str, folder: Path, size: int, classes: int) -> None:
+def make(case: str, folder: Path, size: int, classes: int, bins: int) -> None:
     """What a case reads."""
     if case in ("plan", "features"):
         make_dataset(folder / "made", size, classes)
         if case == "features":
             make_cache(folder / "cache", size)
     elif case in ("evaluate", "report"):
-        made = parts(scored_class(SIZES[case][2]), classes, PARTS if case == "evaluate" else 1)
+        made = parts(scored_class(SIZES[case][2], bins), classes, PARTS if case == "evaluate" else 1)
         where = folder / "parts" if case == "evaluate" else folder
         where.mkdir(exist_ok=True)
         for number, data in enumerate(made):
             (where / (f"{number}" if case == "evaluate" else "state")).write_bytes(data)
 
 
-def run(case: str, size: int, classes: int) -> dict[str, Any]:
+def run(case: str, size: int, classes: int, bins: int) -> dict[str, Any]:
     """A case in a process of its own, on what another process made."""
     with tempfile.TemporaryDirectory() as folder:
         for step in ("--make", "--measure"):
             command = [sys.executable, __file__, step, folder, "--case", case, "--size", str(size)]
-            command += ["--classes", str(classes)]
+            command += ["--classes", str(classes), "--bins", str(bins)]
             here = {**os.environ, "TMPDIR": folder}  # a large index is mapped from there
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=here)
         return json.loads(done.stdout.splitlines()[-1])
@@ -218,12 +220,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="images or predictions")
     parser.add_argument("--classes", type=int, default=1)
     parser.add_argument("--factor", type=float, default=1.0, help="of the two sizes that are measured")
+    parser.add_argument("--bins", type=int, default=Protocol().histogram_bins, help="protocol.histogram_bins")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.make:
-        make(arguments.case[0], arguments.make, arguments.size, arguments.classes)
+        make(arguments.case[0], arguments.make, arguments.size, arguments.classes, arguments.bins)
         return
     if arguments.measure:
         import fmad_dist.training.data  # noqa: F401  # libraries are loaded before memory is watched
@@ -236,7 +239,7 @@ def main() -> None:
     for case in arguments.case or CASES:
         first, full, per_class = SIZES[case]
         sizes = [int(first * arguments.factor * n) for n in (1, 2)]
-        found = [run(case, size, max(1, size // per_class)) for size in sizes]
+        found = [run(case, size, max(1, size // per_class), arguments.bins) for size in sizes]
         measured[case] = {"sizes": sizes, "measured": found, "in all": full, "at that": line(full, sizes, found)}
         print(case, json.dumps(measured[case]), flush=True)
     facts = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version()}

@@ -204,7 +204,7 @@ def _set_environment(processes: int) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes huge pages: fewer faults in every step
     for name in logging.root.manager.loggerDict:  # each has a level of its own
-        if name.startswith("torch.distributed.elastic"):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.stdout.flush()
 
