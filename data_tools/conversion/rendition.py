@@ -14,7 +14,6 @@ import io
 import json
 import multiprocessing
 import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,6 +28,7 @@ from PIL import Image
 from data_tools.readers.source_tree import MaskMeaning, SourceImage
 from data_tools.remarks import POOLED, SHALLOW, Remarks
 from fmad_dist.base.errors import Problems, UserError, first_line
+from fmad_dist.base.process import end_with_starter
 from fmad_dist.images.codec import decoding, open_image, png, square_rgb, wastes_depth
 from fmad_dist.images.masks import MASK_RESAMPLE, cell_centres, doubts_about, marked_pixels, raw_mask, resize_mask
 from fmad_dist.stream.manifest import Rendition
@@ -152,7 +152,7 @@ def _results(images: Iterable[SourceImage], form: Rendition, num_workers: int) -
         return
     # Not fork: the parent may hold threads of a storage client, whose locks a forked child would inherit.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=end_with_starter) as pool:
         waiting: deque[Future[Rendered | UserError]] = deque()
         try:
             for image in images:
@@ -262,15 +262,3 @@ def resized_xyz(data: bytes, path: Path, size: int | None) -> bytes:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is killed: workers of an executor would wait for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

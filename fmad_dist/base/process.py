@@ -14,6 +14,7 @@ import ctypes
 import gc
 import io
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -104,6 +105,20 @@ def die_with_parent() -> None:
     leave them at work beside those of the next start.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_starter(*_: object) -> None:
+    """From now on this process, which `multiprocessing` has started, ends when the one that asked for it does. Its
+    parent is a server that lives as long as it does, so it would wait for ever for one that was killed.
+    """
+    starter = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if starter is not None:
+            starter.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="starter", daemon=True).start()
 
 
 def name_process(name: str) -> None:

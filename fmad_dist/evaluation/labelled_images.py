@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fmad_dist.base.errors import UserError
 from fmad_dist.config.run import ReadOptions
@@ -18,7 +18,7 @@ from fmad_dist.images.masks import mask_on_map
 from fmad_dist.jobs.scoring import Shards, in_shards
 from fmad_dist.metrics.regions import Channel, SingleDefects
 from fmad_dist.metrics.state import ScoredImage
-from fmad_dist.stream.batches import Failure
+from fmad_dist.stream.batches import Failure, unless_failed, worker_loader
 from fmad_dist.stream.dataset import Sample
 from fmad_dist.stream.image_source import ImageSource
 from fmad_dist.stream.manifest import DefectSaturation, Manifest
@@ -66,13 +66,7 @@ class LabelledImages(Dataset):
         Raises:
             UserError: a test image cannot be read.
         """
-        context = "forkserver" if workers else None
-        for item in DataLoader(
-            self, sampler=batches, batch_size=None, num_workers=workers, multiprocessing_context=context
-        ):
-            if isinstance(item, Failure):
-                raise UserError(item.message)
-            yield item
+        yield from unless_failed(worker_loader(self, workers, sampler=batches))
 
     def _truth(self, row: int) -> tuple[np.ndarray, SingleDefects | None]:
         dataset, position = self.mixture.locate(row)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fmad_dist.base.errors import UserError
+from fmad_dist.base.process import end_with_starter
 from fmad_dist.stream.image_source import SampleSource
 from fmad_dist.stream.mixture import Mixture
 from fmad_dist.stream.plan import StreamPlan
@@ -168,7 +169,7 @@ def stream_batches(
 def worker_loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:
     """A loader whose batches the dataset makes itself, in forkserver processes (0 workers: in this one)."""
     if workers:
-        options |= {"multiprocessing_context": "forkserver", "prefetch_factor": 4}
+        options |= {"multiprocessing_context": "forkserver", "worker_init_fn": end_with_starter, "prefetch_factor": 4}
     return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
 
 

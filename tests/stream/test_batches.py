@@ -1,10 +1,14 @@
 """From positions to batches, in this process and in worker processes."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -54,6 +58,33 @@ def assert_equal(one: Batch, other: Batch) -> None:
     assert torch.equal(one.labels, other.labels)
     assert torch.equal(one.positions, other.positions)
     assert one.sample_ids == other.sample_ids
+
+
+READS = """
+import sys, time
+from tests.stream.test_batches import steps, stream_over
+from fmad_dist.stream.batches import stream_batches
+if __name__ == "__main__":
+    batches = stream_batches(stream_over(sys.argv[1]), steps(500), workers=2)
+    for _ in range(4):  # the first ones are read by the process itself
+        next(batches)
+    print("here", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tiny_url: str, tmp_path: Path) -> None:
+    """It has no time to end them, and their parent is the server that made them."""
+    (tmp_path / "reads.py").write_text(READS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "reads.py"), tiny_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 3, "a server and two workers"
+        process.kill()
+    assert psutil.wait_procs(started, timeout=30)[1] == []
 
 
 def damaged_after(own_copy: Path, position: int) -> tuple[StreamDataset, Path, str]:
