@@ -14,11 +14,16 @@ import pytest
 from data_tools.conversion.convert import convert
 from fmad_dist.base.errors import UserError, full_disk
 from fmad_dist.base.process import leave_message
+from fmad_dist.base.world import World
+from fmad_dist.features.prepare import prepare_features
 from fmad_dist.prediction.results import PictureFiles, Pictures
 from fmad_dist.storage import Store
 from fmad_dist.stream.block_cache import BlockCache
+from fmad_dist.stream.mixture import Mixture
 from fmad_dist.tracking.record import RunRecord, read_lines
 from tests.data_tools.small_trees import make_tree
+from tests.features.test_cache import CPU
+from tests.features.test_prepare import images_of, run_config
 from tests.support.full_disk import fill, small_disk
 
 
@@ -81,6 +86,18 @@ def test_the_block_cache(disk: Path) -> None:
     with pytest.raises(UserError, match=r"data\.cache .*cache: cannot be written"):
         cache.get("ab12", 0, 100_000, lambda: bytes(100_000))
     assert not cache.has("ab12")
+
+
+def test_the_feature_cache(disk: Path, tiny_mixture: Mixture) -> None:
+    """Refused, and complete when there is room again."""
+    fill(disk, left=10_000)
+    rows = tiny_mixture.rows("train")
+    with pytest.raises(UserError, match=r"disk/features/.*: no room"):
+        prepare_features(run_config(disk / "features"), images_of(tiny_mixture, rows), World(), CPU)
+    (disk / "filler").unlink()
+    prepared = prepare_features(run_config(disk / "features"), images_of(tiny_mixture, rows), World(), CPU)
+    assert prepared.cached
+    assert not list(disk.rglob(".tmp-*"))
 
 
 def test_a_conversion(disk: Path, tmp_path: Path) -> None:

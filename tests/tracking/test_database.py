@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from fmad_dist.base.errors import UserError
+from fmad_dist.config.files import dump_config
 from fmad_dist.config.run import RunConfig, TrackingConfig
+from fmad_dist.registry.register import sync_run
 from fmad_dist.tracking.database import client_on, sqlite_path, sqlite_uri
 from fmad_dist.tracking.record import RunRecord
 from fmad_dist.tracking.runs import TrackedRun
 from fmad_dist.tracking.server import connect, tracking_uri
-from tests.support.full_disk import small_disk
+from tests.support.full_disk import fill, small_disk
 
 PROCESSES = 4
 
@@ -139,3 +141,27 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_database(tmp_path: Path, n
         with pytest.raises(UserError, match=r"mlflow\.db: cannot be used as MLflow's database \(.*full"):
             tracked.start(None)
         assert not (disk / "mlflow.db").exists()
+
+
+def test_a_disk_that_gets_full_stops_no_training(
+    tmp_path: Path, no_server: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the database has missed is sent later."""
+    with small_disk(tmp_path / "small", 8_000_000) as disk:
+        tracking = TrackingConfig(mlflow=True, uri=sqlite_uri(disk / "mlflow.db"))
+        config = RunConfig(name="run", output=str(tmp_path / "runs"), tracking=tracking)
+        record = RunRecord(config.run_dir, is_main=True)
+        record.write("config.yaml", dump_config(config))
+        tracked = TrackedRun(config, record)
+        tracked.start(None)
+        record.metrics(1, {"loss": 1.0})
+        fill(disk)
+        for step in range(2, 400):
+            record.metrics(step, {"loss": 1.0 / step, **{f"value{number}": 0.5 for number in range(20)}})
+        tracked.close(patience_s=0.5)
+        assert f"fmad sync {config.run_dir}" in capsys.readouterr().err
+        (disk / "filler").unlink()
+        assert "records sent" in sync_run(config.run_dir)
+        run = client_on(tracking.uri).get_run(tracked.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["loss"] == pytest.approx(1.0 / 399)
