@@ -16,8 +16,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fmad_dist.base.companions import ending_together
 from fmad_dist.base.errors import UserError
@@ -117,11 +118,12 @@ def launch(
 
     title = job.__name__.removeprefix("run_")
     _set_environment(processes)
-    with tempfile.TemporaryDirectory(prefix="fmad-launch-") as scratch, _passed_on(asked):
+    scratches = tempfile.TemporaryDirectory(prefix="fmad-launch-")
+    with scratches as scratch, _passed_on(asked), _start_method(libraries) as method:
         for start in range(max_restarts + 1):
             message = Path(scratch) / f"error-{start}.json"
             try:
-                elastic_launch(_settings(processes, libraries), run_rank)(job, options, message)
+                elastic_launch(_settings(processes, method), run_rank)(job, options, message)
                 _raise_message(message, only=(EXIT_STOPPED,))
                 return
             except ChildFailedError as error:
@@ -136,16 +138,31 @@ def launch(
     raise died
 
 
-def _settings(processes: int, libraries: str | None) -> "LaunchConfig":
-    """Of torch's launcher; the process that ranks are copies of is told what to import."""
+@contextmanager
+def _start_method(libraries: str | None) -> Iterator[str]:
+    """How `multiprocessing` starts the ranks inside the block. The server that copies are of is there for one launch,
+    so they have the environment and the outputs of then."""
     import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        yield "spawn"
+        return
+    server: Any = forkserver._forkserver
+    context = multiprocessing.get_context("forkserver")
+    own = [name for name in sys.modules if name.split(".")[0] in ("fmad_dist", "data_tools")]
+    server._stop()
+    context.set_forkserver_preload([TEMPLATE_MODULE, *([libraries] if libraries else []), *own])
+    try:
+        yield "forkserver"
+    finally:
+        server._stop()
+        context.set_forkserver_preload(["__main__"])  # Python's own choice
+
+
+def _settings(processes: int, start_method: str) -> "LaunchConfig":
+    """Of torch's launcher."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    copies = sys.platform == "linux" and not torch.cuda.is_available()
-    if copies:
-        own = [name for name in sys.modules if name.split(".")[0] in ("fmad_dist", "data_tools")]
-        more = [libraries] if libraries else []
-        multiprocessing.get_context("forkserver").set_forkserver_preload([TEMPLATE_MODULE, *more, *own])
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -154,8 +171,8 @@ def _settings(processes: int, libraries: str | None) -> "LaunchConfig":
         rdzv_backend="static",
         rdzv_endpoint=f"127.0.0.1:{_free_port()}",
         rdzv_configs={"rank": 0},
-        max_restarts=0,
-        start_method="forkserver" if copies else "spawn",
+        max_restarts=0,  # `launch` starts again
+        start_method=start_method,
     )
 
 
