@@ -117,9 +117,8 @@ def launch(
     from torch.distributed.launcher.api import elastic_launch
 
     title = job.__name__.removeprefix("run_")
-    _set_environment(processes)
     scratches = tempfile.TemporaryDirectory(prefix="fmad-launch-")
-    with scratches as scratch, _passed_on(asked), _start_method(libraries) as method:
+    with scratches as scratch, _environment(processes), _passed_on(asked), _start_method(libraries) as method:
         for start in range(max_restarts + 1):
             message = Path(scratch) / f"error-{start}.json"
             try:
@@ -149,7 +148,7 @@ def _start_method(libraries: str | None) -> Iterator[str]:
         return
     server: Any = forkserver._forkserver
     context = multiprocessing.get_context("forkserver")
-    own = [name for name in sys.modules if name.split(".")[0] in ("fmad_dist", "data_tools")]
+    own = [name for name in list(sys.modules) if name.split(".")[0] in ("fmad_dist", "data_tools")]
     server._stop()
     context.set_forkserver_preload([TEMPLATE_MODULE, *([libraries] if libraries else []), *own])
     try:
@@ -213,17 +212,25 @@ def _pass_on(asked: threading.Event, ended: threading.Event) -> None:
                     told.add(child.pid)
 
 
-def _set_environment(processes: int) -> None:
+@contextmanager
+def _environment(processes: int) -> Iterator[None]:
+    """Inside the block, the environment that ranks inherit; another launch may be of another number of them."""
     import torch
 
+    before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes huge pages: fewer faults in every step
-    for name in logging.root.manager.loggerDict:  # each has a level of its own
+    for name in list(logging.root.manager.loggerDict):  # each has a level of its own
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.stdout.flush()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _free_port() -> int:

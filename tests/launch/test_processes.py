@@ -18,11 +18,13 @@ from fmad_dist.launch.processes import run_job
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import sys
+import os, sys
 from pathlib import Path
 from fmad_dist.launch.processes import run_job
 from tests.launch.test_processes import note_rank, options_in
+before = dict(os.environ)
 run_job(note_rank, options_in(Path(sys.argv[1])), 2, max_restarts=1, libraries="fmad_dist.training.libraries")
+assert os.environ == before, "another launch is of another number of ranks"
 """
 
 
